@@ -1,0 +1,226 @@
+//! The daemon's configuration: what the file and the flags say ([`RawConfig`], [`Overrides`]) becomes what it means
+//! ([`Config`]), checked and with every default filled in.
+//!
+//! `config/default.toml` documents each key; `crisp config default` prints it, and a test keeps it equal to the code.
+
+mod raw;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crisp_domain::ErrorKind;
+
+pub(crate) use raw::RawConfig;
+
+/// Read when `--config` is not given; may be absent.
+pub(crate) const DEFAULT_FILE: &str = "/etc/crisp/config.toml";
+/// The commented file that `crisp config default` prints.
+pub(crate) const DEFAULT_TOML: &str = include_str!("config/default.toml");
+/// Socket on which clients find the daemon when nothing else is said.
+pub(crate) const DEFAULT_SOCKET: &str = "/run/crisp/crisp.sock";
+/// The handler that always exists.
+pub(crate) const BUILTIN_HANDLER: &str = "crisp";
+
+/// Directories searched for OCI runtime programs.
+pub(crate) const PROGRAM_DIRS: [&str; 6] =
+    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+/// Handlers that exist without configuration when their program does.
+const PROGRAMS_FOUND: [&str; 2] = ["runc", "crun"];
+
+/// Bytes of a configuration file.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The daemon's configuration, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// Unix socket of the CRI services, absolute.
+    pub(crate) listen: PathBuf,
+    /// Durable state, absolute.
+    pub(crate) root: PathBuf,
+    /// State until reboot, absolute.
+    pub(crate) state: PathBuf,
+    /// Directives of the log filter; parse as `EnvFilter`.
+    pub(crate) log: String,
+    /// Cgroup of pods whose request names no parent, e.g. `/crisp`.
+    pub(crate) cgroup_parent: String,
+    pub(crate) cni: Cni,
+    pub(crate) network: Network,
+    pub(crate) registry: Registry,
+    pub(crate) limits: Limits,
+    /// By name; [`BUILTIN_HANDLER`] is always there.
+    pub(crate) handlers: BTreeMap<String, Handler>,
+    /// A key of `handlers`.
+    pub(crate) default_handler: String,
+}
+
+/// CNI plugins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cni {
+    pub(crate) conf_dir: PathBuf,
+    pub(crate) bin_dirs: Vec<PathBuf>,
+    pub(crate) plugin_timeout: Duration,
+}
+
+/// The built-in bridge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Network {
+    pub(crate) enabled: bool,
+    /// Interface name, 1–15 bytes.
+    pub(crate) bridge: String,
+    pub(crate) subnet: Subnet<Ipv4Addr>,
+    pub(crate) ipv6_subnet: Option<Subnet<Ipv6Addr>>,
+    /// Bytes; `None` is the kernel's default.
+    pub(crate) mtu: Option<u32>,
+    pub(crate) masquerade: bool,
+}
+
+/// An address range: the network's address (host bits are zero) and its prefix length in bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Subnet<A> {
+    pub(crate) address: A,
+    pub(crate) prefix: u8,
+}
+
+impl<A: fmt::Display> fmt::Display for Subnet<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+/// Registries and pulls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Registry {
+    /// Trees of `hosts.toml`, in order.
+    pub(crate) config_path: Vec<PathBuf>,
+    pub(crate) progress_timeout: Duration,
+    /// Layers of one image fetched at once, 1–32.
+    pub(crate) layers_parallel: usize,
+}
+
+/// Bounds that an operator may move.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Threads of the blocking pool, 4–1024.
+    pub(crate) blocking_threads: usize,
+    /// Content bytes of one log entry, 256–1 MiB.
+    pub(crate) log_line_bytes: u32,
+}
+
+/// How containers of a runtime class are run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Handler {
+    /// libcontainer, through the shim's launcher.
+    Builtin,
+    /// A program with the OCI runtimes' command line.
+    Oci(OciHandler),
+}
+
+/// A program with the OCI runtimes' command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OciHandler {
+    /// Absolute path of the program; it need not exist yet.
+    pub(crate) path: PathBuf,
+    /// Its `--root`.
+    pub(crate) root: PathBuf,
+    /// Its `--systemd-cgroup`.
+    pub(crate) systemd_cgroup: bool,
+    /// Put before the sub-command.
+    pub(crate) args: Vec<String>,
+}
+
+/// What the command line says over the file.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Overrides {
+    pub(crate) listen: Option<PathBuf>,
+    pub(crate) root: Option<PathBuf>,
+    pub(crate) state: Option<PathBuf>,
+    pub(crate) log: Option<String>,
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum ConfigError {
+    /// The file exists but cannot be read, or was named and does not exist.
+    #[error("read the configuration {}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    /// More than a megabyte.
+    #[error("the configuration {} is larger than {bytes_max} bytes", path.display())]
+    TooLarge { path: PathBuf, bytes_max: u64 },
+    /// Not TOML, an unknown key, or a value of the wrong type. `message` names the key and shows the line.
+    #[error("{}:{line}: {message}", path.display())]
+    Parse { path: PathBuf, line: usize, message: String },
+    /// A key whose value cannot be used. `origin` is `FILE:LINE` or the flag.
+    #[error("{origin}: {key}: {problem}")]
+    Value { origin: String, key: String, problem: String },
+}
+
+impl ConfigError {
+    /// What a caller can do about it.
+    pub(crate) fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+            Self::Read { .. } => ErrorKind::Internal,
+            Self::TooLarge { .. } | Self::Parse { .. } | Self::Value { .. } => ErrorKind::Invalid,
+        }
+    }
+}
+
+impl Config {
+    /// Reads `file`, or [`DEFAULT_FILE`] when it is `None` (then it may be absent), lets the flags override it, checks it.
+    ///
+    /// # Errors
+    /// Every variant of [`ConfigError`]; the first problem ends it.
+    pub(crate) fn load(file: Option<&Path>, flags: &Overrides) -> Result<Self, ConfigError> {
+        let path = file.unwrap_or(Path::new(DEFAULT_FILE));
+        let text = match read(path) {
+            Err(ConfigError::Read { source, .. })
+                if file.is_none() && source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                String::new()
+            }
+            other => other?,
+        };
+        Self::parse(path, &text, flags, &|program| program.is_file())
+    }
+
+    /// The pure half of [`Config::load`]: `path` is for messages; `is_program` says whether a file is there.
+    ///
+    /// # Errors
+    /// [`ConfigError::Parse`] and [`ConfigError::Value`].
+    pub(crate) fn parse(
+        path: &Path,
+        text: &str,
+        flags: &Overrides,
+        is_program: &dyn Fn(&Path) -> bool,
+    ) -> Result<Self, ConfigError> {
+        let raw = RawConfig::parse(path, text)?;
+        raw::Checker { path, text, is_program }.config(raw, flags)
+    }
+}
+
+/// Reads a configuration file's text.
+///
+/// # Errors
+/// [`ConfigError::Read`], [`ConfigError::TooLarge`].
+pub(crate) fn read(path: &Path) -> Result<String, ConfigError> {
+    use std::io::Read as _;
+    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(failed)?;
+    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(ConfigError::TooLarge { path: path.to_owned(), bytes_max: FILE_BYTES_MAX });
+    }
+    Ok(text)
+}
+
+/// The first of `dirs` that holds a program of this name.
+pub(crate) fn find_program(name: &str, is_program: &dyn Fn(&Path) -> bool) -> Option<PathBuf> {
+    PROGRAM_DIRS.iter().map(|dir| Path::new(dir).join(name)).find(|path| is_program(path))
+}
