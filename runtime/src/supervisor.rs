@@ -1,0 +1,20 @@
+//! The daemon's side of a pod's shim: starting it, asking it, hearing from it.
+//!
+//! [`Launcher`] holds the shim's program in a sealed memory file and starts one shim per pod. [`connect`] reaches a shim that
+//! an earlier daemon started. Both give a [`Supervision`]: a cloneable [`SupervisorClient`] for requests, the receiver of
+//! [`Event`]s, and the shim's own account of what it holds. Truth is level-triggered: when the connection breaks (the receiver
+//! ends), connect again and read the account; nothing is lost, because the shim keeps exit records.
+
+mod client;
+mod error;
+mod exec;
+mod launcher;
+mod wire;
+
+pub(crate) use client::{Supervision, SupervisorClient, connect};
+pub(crate) use error::Error;
+pub(crate) use exec::{ExecOutput, ExecSession, ExecSync};
+pub(crate) use launcher::Launcher;
+pub(crate) use wire::{
+    CgroupEntry, ContainerPhase, ContainerSetup, ContainerStatus, Event, Exit, HandlerKind, ShimState, Started, Stdio,
+};
