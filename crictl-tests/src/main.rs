@@ -1,0 +1,6 @@
+//! `crictl-tests`: prepares and runs the tests from outside.
+use anyhow::Result;
+
+fn main() -> Result<()> {
+    crictl_tests::prepare::all()
+}
