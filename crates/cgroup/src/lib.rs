@@ -1,1 +1,26 @@
-//! Placeholder.
+//! cgroup v1 and v2 behind one type: make a cgroup with its limits, change them, kill, count, remove.
+//!
+//! [`Cgroups`] is the machine's layout, detected once; [`Cgroup`] names one cgroup in it and holds no descriptor, so it costs
+//! nothing to keep. The daemon makes a container's cgroup before its first process is there; the process joins by
+//! itself (v1: writes `0` to each of [`Cgroup::join_v1_tasks`]; v2: is born in [`Cgroup::v2_dir`]), because a write to
+//! `cgroup.procs` from outside waits for a lock of the whole machine.
+#![forbid(unsafe_code)]
+
+mod cgroup;
+mod device_program;
+mod devices;
+mod error;
+mod file;
+mod layout;
+mod path;
+mod resources;
+mod skeleton;
+mod stats;
+
+pub use cgroup::Cgroup;
+pub use devices::{DeviceAccess, DeviceKind, DeviceRule};
+pub use error::{CgroupError, Result};
+pub use layout::{Cgroups, Version};
+pub use path::{CgroupPath, NAME_BYTES_MAX, PATH_BYTES_MAX, PATH_DEPTH_MAX};
+pub use resources::Resources;
+pub use stats::{CpuStats, MemoryStats, Psi, PsiLine, Stats, SwapStats};

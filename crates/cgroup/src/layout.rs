@@ -1,0 +1,150 @@
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cgroups_rs::fs::hierarchies::{Mountinfo, UNIFIED_MOUNTPOINT, is_cgroup2_unified_mode, mountinfo_self};
+use rustix::fs::{Mode, OFlags};
+
+use crate::device_program::ProgramCache;
+use crate::file::read_at;
+use crate::{Cgroup, CgroupError, CgroupPath, Result};
+
+/// Superblock options of a v1 mount that name no controller.
+const V1_MOUNT_FLAGS: [&str; 8] =
+    ["rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "all", "none"];
+
+/// Which interface the kernel offers for limits. A hybrid machine (v1 controllers and an empty cgroup2 beside them) is [`Version::V1`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// One tree per controller or group of controllers.
+    V1,
+    /// One tree.
+    V2,
+}
+
+/// One mounted tree.
+#[derive(Debug)]
+pub(crate) struct Hierarchy {
+    pub(crate) mount: PathBuf,
+    /// Open for lookups only; every access is relative to it, so a later mount over the path changes nothing.
+    pub(crate) root: OwnedFd,
+    pub(crate) controllers: Vec<String>,
+}
+
+impl Hierarchy {
+    fn open(mount: PathBuf, controllers: Vec<String>) -> Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(&mount, flags, Mode::empty())
+            .map_err(|source| CgroupError::Read { path: mount.clone(), source })?;
+        Ok(Self { mount, root, controllers })
+    }
+
+    pub(crate) fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|name| name == controller)
+    }
+
+    /// The directory of a cgroup, for messages and for other processes.
+    pub(crate) fn dir(&self, path: &CgroupPath) -> PathBuf {
+        if path.is_root() { self.mount.clone() } else { self.mount.join(path.relative()) }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Layout {
+    pub(crate) version: Version,
+    /// v2: exactly one.
+    pub(crate) hierarchies: Vec<Hierarchy>,
+    pub(crate) programs: ProgramCache,
+}
+
+/// The machine's cgroup file systems, detected once. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Cgroups(pub(crate) Arc<Layout>);
+
+impl Cgroups {
+    /// Looks at what is mounted in the caller's mount namespace.
+    ///
+    /// # Errors
+    /// [`CgroupError::NotMounted`]; [`CgroupError::Read`] when a mount point cannot be opened.
+    pub fn detect() -> Result<Self> {
+        if is_cgroup2_unified_mode() {
+            return Self::v2_at(Path::new(UNIFIED_MOUNTPOINT));
+        }
+        Self::v1_at(v1_mounts(&mountinfo_self()))
+    }
+
+    /// A v1 layout of these trees: mount point and its controllers (a named tree has `name=…`).
+    ///
+    /// # Errors
+    /// [`CgroupError::NotMounted`] when there is none; [`CgroupError::Read`] when one cannot be opened.
+    pub fn v1_at(mounts: Vec<(PathBuf, Vec<String>)>) -> Result<Self> {
+        let hierarchies: Vec<_> =
+            mounts.into_iter().map(|(mount, names)| Hierarchy::open(mount, names)).collect::<Result<_>>()?;
+        Self::new(Version::V1, hierarchies)
+    }
+
+    /// The v2 layout mounted at `mount`; its controllers are those of `cgroup.controllers` there.
+    ///
+    /// # Errors
+    /// [`CgroupError::Read`] when it cannot be opened or is no cgroup2 mount.
+    pub fn v2_at(mount: &Path) -> Result<Self> {
+        let mut hierarchy = Hierarchy::open(mount.to_owned(), Vec::new())?;
+        let names = read_at(&hierarchy, &CgroupPath::root(), "cgroup.controllers")?;
+        hierarchy.controllers = names.split_ascii_whitespace().map(str::to_owned).collect();
+        Self::new(Version::V2, vec![hierarchy])
+    }
+
+    fn new(version: Version, hierarchies: Vec<Hierarchy>) -> Result<Self> {
+        if hierarchies.is_empty() {
+            return Err(CgroupError::NotMounted);
+        }
+        Ok(Self(Arc::new(Layout { version, hierarchies, programs: ProgramCache::default() })))
+    }
+
+    /// v1 or v2.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.0.version
+    }
+
+    /// Names of all controllers, as the kernel spells them; on v1 named trees too (`name=systemd`).
+    pub fn controllers(&self) -> impl Iterator<Item = &str> {
+        self.0.hierarchies.iter().flat_map(|hierarchy| hierarchy.controllers.iter().map(String::as_str))
+    }
+
+    /// Mount points: one on v2, one per tree on v1.
+    pub fn mounts(&self) -> impl Iterator<Item = &Path> {
+        self.0.hierarchies.iter().map(|hierarchy| hierarchy.mount.as_path())
+    }
+
+    /// A handle for a cgroup that may exist or not. Touches nothing.
+    #[must_use]
+    pub fn open(&self, path: &CgroupPath) -> Cgroup {
+        Cgroup { layout: Arc::clone(&self.0), path: path.clone() }
+    }
+}
+
+impl Layout {
+    pub(crate) fn of(&self, controller: &str) -> Option<&Hierarchy> {
+        self.hierarchies.iter().find(|hierarchy| hierarchy.has(controller))
+    }
+}
+
+/// One entry per v1 tree, in mount order; a second mount of the same tree is left out.
+fn v1_mounts(mounts: &[Mountinfo]) -> Vec<(PathBuf, Vec<String>)> {
+    let mut trees: Vec<(PathBuf, Vec<String>)> = Vec::new();
+    for mount in mounts.iter().filter(|mount| mount.fs_type.0 == "cgroup") {
+        let names: Vec<String> =
+            mount.super_opts.iter().filter(|option| names_controller(option)).cloned().collect();
+        let seen = trees.iter().any(|(_, others)| others.iter().any(|other| names.contains(other)));
+        if !names.is_empty() && !seen {
+            trees.push((mount.mount_point.clone(), names));
+        }
+    }
+    trees
+}
+
+fn names_controller(option: &str) -> bool {
+    let flag = V1_MOUNT_FLAGS.contains(&option) || option.starts_with("release_agent=");
+    !flag && (!option.contains('=') || option.starts_with("name="))
+}
