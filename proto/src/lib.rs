@@ -1,5 +1,5 @@
-//! The wire types: CRI v1 ([`cri`], behind the feature of that name) and the messages between daemon and
-//! shim ([`supervisor`]). The code under `gen/` is written by `cargo xtask codegen` and committed.
+//! The wire types: CRI v1 (`cri`) and the daemon's own service (`admin`), both behind the feature `cri`, and the messages
+//! between daemon and shim ([`supervisor`]). The code under `gen/` is written by `cargo xtask codegen` and committed.
 #![forbid(unsafe_code)]
 
 /// CRI v1, package `runtime.v1`, from `proto/cri/api.proto`.
@@ -9,6 +9,15 @@
 #[rustfmt::skip]
 pub mod cri {
     include!("gen/runtime.v1.rs");
+}
+
+/// What Crisp's command line asks of the daemon beyond the CRI, from `proto/crisp/admin.proto`.
+#[cfg(feature = "cri")]
+#[allow(missing_docs, unreachable_pub, elided_lifetimes_in_paths, reason = "generated code")]
+#[allow(clippy::all, clippy::pedantic, clippy::restriction, reason = "generated code")]
+#[rustfmt::skip]
+pub mod admin {
+    include!("gen/crisp.v1.rs");
 }
 
 /// The protocol between daemon and shim, from `proto/shim/supervisor.proto`.
