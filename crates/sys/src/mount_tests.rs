@@ -1,0 +1,1 @@
+//! Real mounts, made in a private mount namespace.

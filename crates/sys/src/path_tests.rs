@@ -1,0 +1,1 @@
+//! Links, races and bounds below a root.
