@@ -6,7 +6,7 @@
 //! sandbox, host, user, mounts, devices ───┘
 //! ```
 //! [`build`] is pure: no file is read, nothing is asked of the kernel. What needs the machine runs before, one function
-//! each: [`users::resolve_with`] for the image's user files, [`mounts::resolve`], [`devices::resolve`], [`host::probe`].
+//! each: [`users::resolve`] for the image's user files, [`mounts::resolve`], [`devices::resolve`], [`host::probe`].
 //! The result is complete and standard, so that any OCI runtime takes it.
 #![forbid(unsafe_code)]
 

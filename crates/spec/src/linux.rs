@@ -150,4 +150,4 @@ fn guarded_paths(security: &SecurityRequest) -> Result<(Paths, Paths), SpecError
 
 #[cfg(test)]
 #[path = "golden_tests.rs"]
-mod tests;
+pub(crate) mod tests;

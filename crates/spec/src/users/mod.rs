@@ -2,7 +2,9 @@
 //! image (content: bounded, parsed once, and never read as anything but a table of names and numbers).
 
 use std::io;
+use std::path::Path;
 
+use crisp_sys::path::RootedDir;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{SpecError, quote};
@@ -112,6 +114,20 @@ impl<'a> Named<'a> {
         }
         Ok(Self::Name(text))
     }
+}
+
+/// Resolves a user against the files below a container's root.
+///
+/// # Errors
+/// As [`resolve_with`].
+pub fn resolve(root: &RootedDir, image_user: &str, request: &UserRequest) -> Result<ResolvedUser, SpecError> {
+    let read = |path: &'static str, bytes_max: usize| match root.read_file(Path::new(path), bytes_max as u64)
+    {
+        Ok(content) => Ok(Some(content)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(io::Error::other(error)),
+    };
+    resolve_with(read, image_user, request)
 }
 
 /// Resolves a user against the image's files.

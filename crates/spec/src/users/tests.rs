@@ -159,3 +159,37 @@ fn an_image_without_files_has_numbers_only() {
     assert_eq!(resolve_with(none, "1000:7", &UserRequest::default()).unwrap().gid, 7);
     assert!(resolve_with(none, "root", &UserRequest::default()).is_err());
 }
+
+#[test]
+fn files_resolve_below_the_root() {
+    let dir = tempfile::tempdir().unwrap();
+    let etc = dir.path().join("etc");
+    let root = || RootedDir::open(dir.path()).unwrap();
+    let uid = |user: &str| super::resolve(&root(), user, &UserRequest::default()).map(|user| user.uid);
+    assert_eq!(uid("5").unwrap(), 5);
+    std::fs::create_dir(&etc).unwrap();
+    std::fs::write(dir.path().join("users"), "app:x:1000:1000::/:/bin/sh\n").unwrap();
+    // Absolute links stay inside the root; on the host this one leads nowhere.
+    std::os::unix::fs::symlink("/users", etc.join("passwd")).unwrap();
+    assert_eq!(uid("app").unwrap(), 1000);
+    std::fs::remove_file(etc.join("passwd")).unwrap();
+    std::os::unix::fs::symlink("../../../../../../etc/passwd", etc.join("passwd")).unwrap();
+    assert!(uid("root").is_err(), "the host's own file was read");
+    std::fs::remove_file(etc.join("passwd")).unwrap();
+    std::fs::create_dir(etc.join("passwd")).unwrap();
+    assert!(matches!(uid("0"), Err(SpecError::UserFile { .. })));
+}
+
+#[test]
+fn a_fifo_or_a_long_file_is_refused_without_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("etc")).unwrap();
+    let root = RootedDir::open(dir.path()).unwrap();
+    let passwd = dir.path().join("etc/passwd");
+    rustix::fs::mknodat(rustix::fs::CWD, &passwd, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    assert!(matches!(super::resolve(&root, "0", &UserRequest::default()), Err(SpecError::UserFile { .. })));
+    std::fs::remove_file(&passwd).unwrap();
+    // Sparse: 10 GiB that nobody wants to read.
+    std::fs::File::create(&passwd).unwrap().set_len(10 << 30).unwrap();
+    assert!(matches!(super::resolve(&root, "0", &UserRequest::default()), Err(SpecError::UserFile { .. })));
+}
