@@ -22,7 +22,9 @@ impl Cgroup {
     #[must_use]
     pub fn join_v1_tasks(&self) -> Vec<PathBuf> {
         match self.layout.version {
-            Version::V1 => self.layout.hierarchies.iter().map(|h| h.dir(&self.path).join("tasks")).collect(),
+            Version::V1 => {
+                self.layout.hierarchies.iter().map(|h| h.dir(self.path.relative()).join("tasks")).collect()
+            }
             Version::V2 => Vec::new(),
         }
     }
@@ -32,7 +34,7 @@ impl Cgroup {
     pub fn v2_dir(&self) -> Option<PathBuf> {
         match self.layout.version {
             Version::V1 => None,
-            Version::V2 => self.layout.hierarchies.first().map(|h| h.dir(&self.path)),
+            Version::V2 => self.layout.hierarchies.first().map(|h| h.dir(self.path.relative())),
         }
     }
 
@@ -49,7 +51,7 @@ impl Cgroup {
     #[must_use]
     pub fn oom_file(&self) -> Option<PathBuf> {
         let hierarchy = self.layout.of("memory")?;
-        Some(hierarchy.dir(&self.path).join(self.oom_file_name()))
+        Some(hierarchy.dir(self.path.relative()).join(self.oom_file_name()))
     }
 
     pub(crate) fn oom_file_name(&self) -> &'static str {

@@ -89,6 +89,15 @@ pub enum CgroupError {
         /// Bytes in use.
         usage: u64,
     },
+    /// An update failed, and so did writing back an old value.
+    #[error("{cause}; an old value was not restored")]
+    NotRestored {
+        /// Why the update failed.
+        cause: Box<CgroupError>,
+        /// Why the old value could not be written.
+        #[source]
+        source: Box<CgroupError>,
+    },
     /// The device filter could not be installed (cgroup v2).
     #[error("install the device filter of cgroup {}", path.display())]
     DeviceFilter {
@@ -159,7 +168,9 @@ impl CgroupError {
             Self::Read { source, .. } | Self::Write { source, .. } | Self::Remove { source, .. } => {
                 kind_of(*source)
             }
-            Self::Parse { .. } | Self::DeviceFilter { .. } | Self::Kill { .. } => ErrorKind::Internal,
+            Self::NotRestored { .. } | Self::Parse { .. } | Self::DeviceFilter { .. } | Self::Kill { .. } => {
+                ErrorKind::Internal
+            }
         }
     }
 }

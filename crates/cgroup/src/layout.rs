@@ -43,9 +43,9 @@ impl Hierarchy {
         self.controllers.iter().any(|name| name == controller)
     }
 
-    /// The directory of a cgroup, for messages and for other processes.
-    pub(crate) fn dir(&self, path: &CgroupPath) -> PathBuf {
-        if path.is_root() { self.mount.clone() } else { self.mount.join(path.relative()) }
+    /// The directory of a cgroup, for messages and for other processes; `dir` is relative, `.` for the root.
+    pub(crate) fn dir(&self, dir: &str) -> PathBuf {
+        if dir == "." { self.mount.clone() } else { self.mount.join(dir) }
     }
 }
 
@@ -89,7 +89,7 @@ impl Cgroups {
     /// [`CgroupError::Read`] when it cannot be opened or is no cgroup2 mount.
     pub fn v2_at(mount: &Path) -> Result<Self> {
         let mut hierarchy = Hierarchy::open(mount.to_owned(), Vec::new())?;
-        let names = read_at(&hierarchy, &CgroupPath::root(), "cgroup.controllers")?;
+        let names = read_at(&hierarchy, ".", "cgroup.controllers")?;
         hierarchy.controllers = names.split_ascii_whitespace().map(str::to_owned).collect();
         Self::new(Version::V2, vec![hierarchy])
     }

@@ -7,20 +7,29 @@
 #![forbid(unsafe_code)]
 
 mod cgroup;
+mod create;
 mod device_program;
 mod devices;
 mod error;
 mod file;
+mod kill;
 mod layout;
+mod limits;
 mod path;
+mod remove;
 mod resources;
-mod skeleton;
 mod stats;
+mod update;
+mod wait;
 
 pub use cgroup::Cgroup;
-pub use devices::{DeviceAccess, DeviceKind, DeviceRule};
+pub use devices::{DEVICE_RULES_MAX, DeviceAccess, DeviceKind, DeviceRule};
 pub use error::{CgroupError, Result};
+pub use file::SUBGROUPS_MAX;
+pub use kill::{FREEZE_WAIT_MAX, KILL_WAIT_MAX};
 pub use layout::{Cgroups, Version};
+pub use limits::{CPUSET_BYTES_MAX, UNIFIED_ENTRIES_MAX, UNIFIED_VALUE_BYTES_MAX, weight_of_shares};
 pub use path::{CgroupPath, NAME_BYTES_MAX, PATH_BYTES_MAX, PATH_DEPTH_MAX};
+pub use remove::REMOVE_WAIT_MAX;
 pub use resources::Resources;
-pub use stats::{CpuStats, MemoryStats, Psi, PsiLine, Stats, SwapStats};
+pub use stats::{CpuStats, MemoryStats, Psi, PsiLine, Stats, SwapStats, oom_kills_in};
