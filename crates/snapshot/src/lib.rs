@@ -18,8 +18,10 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod archive;
 mod chain;
 mod copy;
+mod entry;
 mod error;
 mod limits;
 mod records;
