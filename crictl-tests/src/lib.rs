@@ -1,10 +1,26 @@
 //! Tests from outside: they see what a kubelet sees.
+//!
+//! ```text
+//! enter ─▶ suite ─▶ node (a daemon in a private root) ─▶ cri, crictl      leaks: what is left
+//!          conformance (critest)      bench               vm              registry ◀─ images
+//! ```
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod command;
+pub mod conformance;
+pub mod cri;
+pub mod enter;
+pub mod eventually;
 pub mod images;
+pub mod leaks;
+pub mod node;
+pub mod objects;
 pub mod paths;
 pub mod prepare;
+pub mod registry;
+pub mod suite;
+pub mod vm;
 
 /// Prints a line on stdout at once.
 #[macro_export]

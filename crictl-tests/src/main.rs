@@ -1,6 +1,82 @@
 //! `crictl-tests`: prepares and runs the tests from outside.
+#![forbid(unsafe_code)]
+
 use anyhow::Result;
+use clap::{Parser, Subcommand};
+use crictl_tests::{bench, conformance, enter, prepare, suite, vm};
+
+#[derive(Parser)]
+#[command(about = "Tests of the built binaries from outside, over the CRI socket")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install packages, build crictl and critest, make the images; nothing is done twice.
+    Prepare,
+    /// Run the tests whose `module::name` contains one of these texts; all without one.
+    Test {
+        /// Parts of names.
+        filters: Vec<String>,
+    },
+    /// Run critest and compare the outcome of each spec with CONFORMANCE.md.
+    Critest {
+        /// Run only specs that match this regular expression; no comparison then.
+        #[arg(long)]
+        focus: Option<String>,
+        /// Write CONFORMANCE.md anew, keeping the reasons that still apply.
+        #[arg(long)]
+        update: bool,
+    },
+    /// Measure times and memory.
+    Bench {
+        /// Folder on a disk for state that survives a reboot; memory without it.
+        #[arg(long)]
+        dir: Option<std::path::PathBuf>,
+    },
+    /// Run the smoke test in a virtual machine with systemd and cgroup v2.
+    Vm,
+    /// Start a node and wait for the end of standard input: for looking around with `nsenter`.
+    Node,
+    #[command(hide = true)]
+    Inside { arguments: Vec<String> },
+    #[command(hide = true)]
+    Driver {
+        #[command(subcommand)]
+        command: Box<Command>,
+    },
+}
 
 fn main() -> Result<()> {
-    crictl_tests::prepare::all()
+    let code = match Arguments::parse().command {
+        Command::Prepare => {
+            prepare::all()?;
+            0
+        }
+        Command::Inside { arguments } => enter::inside(&arguments)?,
+        Command::Driver { command } => i32::from(!drive(*command)?),
+        Command::Vm => i32::from(!vm::smoke()?),
+        Command::Test { .. } | Command::Critest { .. } | Command::Bench { .. } | Command::Node => {
+            let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+            arguments.insert(0, "--".to_owned());
+            enter::run_inside(&arguments)?
+        }
+    };
+    #[expect(clippy::exit, reason = "the exit code is the result")]
+    std::process::exit(code)
+}
+
+/// What runs inside the namespaces; whether all went well.
+fn drive(command: Command) -> Result<bool> {
+    match command {
+        Command::Test { filters } => suite::run(&filters),
+        Command::Critest { focus, update } => conformance::run(focus.as_deref(), update),
+        Command::Bench { dir } => bench::run(dir.as_deref()).map(|()| true),
+        Command::Node => suite::wait_here().map(|()| true),
+        Command::Prepare | Command::Vm | Command::Inside { .. } | Command::Driver { .. } => {
+            anyhow::bail!("this command does not run inside")
+        }
+    }
 }

@@ -1,0 +1,199 @@
+//! Every subcommand of the real `crictl`, with names, tags, digests and prefixes of ids.
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::tests;
+use crate::eventually::{Seconds, eventually};
+use crate::node::{BUSYBOX, Node, same};
+use crate::registry::Registry;
+
+tests![
+    walks_a_pod_through_its_life,
+    finds_images_by_every_kind_of_reference,
+    lists_and_filters,
+    updates_resources,
+    answers_unknown_and_ambiguous_ids,
+];
+
+const PREFIX: usize = 10;
+
+/// Writes pod and container files as a user of crictl has them.
+fn files(node: &Node, name: &str, command: &[&str]) -> Result<(String, String)> {
+    let logs = node.dir().join("logs").join(name);
+    let pod = json!({
+        "metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}"), "attempt": 1},
+        "log_directory": logs, "linux": {}, "labels": {"app": name},
+    });
+    let container = json!({
+        "metadata": {"name": "main", "attempt": 2}, "image": {"image": BUSYBOX}, "command": command,
+        "log_path": "main.log", "linux": {}, "labels": {"part": "main"},
+    });
+    Ok((node.write_json("pod.json", &pod)?, node.write_json("container.json", &container)?))
+}
+
+fn walks_a_pod_through_its_life(node: &mut Node, _: &mut Registry) -> Result<()> {
+    node.crictl(&["pull", BUSYBOX])?;
+    let script = "echo to stdout; echo to stderr >&2; trap 'exit 7' TERM; while :; do sleep 0.05; done";
+    let (pod_file, container_file) = files(node, "life", &["sh", "-c", script])?;
+
+    let pod = node.crictl(&["runp", &pod_file])?.trim().to_owned();
+    ensure!(pod.len() == 64 && pod.bytes().all(|b| b.is_ascii_hexdigit()), "pod id {pod:?}");
+    let container = node.crictl(&["create", &pod[..PREFIX], &container_file, &pod_file])?.trim().to_owned();
+    ensure!(container.len() == 64, "container id {container:?}");
+    node.crictl(&["start", &container[..PREFIX]])?;
+
+    let listed = node.crictl_json(&["ps", "-o", "json"])?;
+    same("containers", &listed["containers"][0]["id"], &json!(container))?;
+    same("state", &listed["containers"][0]["state"], &json!("CONTAINER_RUNNING"))?;
+    let pods = node.crictl_json(&["pods", "--name", "life", "-o", "json"])?;
+    same("pod state", &pods["items"][0]["state"], &json!("SANDBOX_READY"))?;
+
+    same("exec", &node.crictl(&["exec", "-s", &container[..PREFIX], "echo", "hi"])?.as_str(), &"hi\n")?;
+    let logs = eventually(Seconds(5), || {
+        let text = node.crictl(&["logs", &container[..PREFIX]])?;
+        ensure!(text.contains("to stdout"), "logs {text:?}");
+        Ok(text)
+    })?;
+    ensure!(!logs.contains(" F "), "crictl understood the log format: {logs}");
+
+    inspects(node, &pod, &container)?;
+    statistics(node, &pod, &container)?;
+    ends(node, &pod, &container)
+}
+
+fn inspects(node: &Node, pod: &str, container: &str) -> Result<()> {
+    let inspected = node.crictl_json(&["inspect", &container[..PREFIX]])?;
+    same("inspect", &inspected["status"]["metadata"]["name"], &json!("main"))?;
+    ensure!(inspected["info"]["pid"].as_u64().is_some_and(|pid| pid > 1), "pid in {}", inspected["info"]);
+    let inspected = node.crictl_json(&["inspectp", &pod[..PREFIX]])?;
+    let address = inspected["status"]["network"]["ip"].as_str().context("address of the pod")?;
+    ensure!(address.starts_with("10.77.1."), "address {address}");
+    let inspected = node.crictl_json(&["inspecti", BUSYBOX])?;
+    same("inspecti", &inspected["status"]["repoTags"], &json!([BUSYBOX]))?;
+    let info = node.crictl_json(&["info"])?;
+    let conditions = info["status"]["conditions"].as_array().context("conditions")?.clone();
+    for name in ["RuntimeReady", "NetworkReady"] {
+        ensure!(conditions.iter().any(|c| c["type"] == name && c["status"] == true), "{name} in {conditions:?}");
+    }
+    Ok(())
+}
+
+fn statistics(node: &Node, pod: &str, container: &str) -> Result<()> {
+    let stats = node.crictl_json(&["stats", "-o", "json", &container[..PREFIX]])?;
+    same("stats", &stats["stats"][0]["attributes"]["id"], &json!(container))?;
+    ensure!(number(&stats["stats"][0]["memory"]["workingSetBytes"]["value"]) > 0, "memory in {stats}");
+    let stats = node.crictl_json(&["statsp", "-o", "json", &pod[..PREFIX]])?;
+    same("statsp", &stats["stats"][0]["attributes"]["id"], &json!(pod))?;
+    let used = node.crictl_json(&["imagefsinfo"])?;
+    ensure!(number(&used["status"]["imageFilesystems"][0]["usedBytes"]["value"]) > 0, "imagefsinfo {used}");
+    Ok(())
+}
+
+fn ends(node: &Node, pod: &str, container: &str) -> Result<()> {
+    node.crictl(&["stop", "--timeout", "10", &container[..PREFIX]])?;
+    let inspected = node.crictl_json(&["inspect", container])?;
+    same("exit code", &inspected["status"]["exitCode"], &json!(7))?;
+    same("reason", &inspected["status"]["reason"], &json!("Error"))?;
+    node.crictl(&["rm", &container[..PREFIX]])?;
+    same("containers", &node.crictl(&["ps", "-a", "-q"])?.as_str(), &"")?;
+    node.crictl(&["stopp", &pod[..PREFIX]])?;
+    let pods = node.crictl_json(&["pods", "-o", "json"])?;
+    same("pod state", &pods["items"][0]["state"], &json!("SANDBOX_NOTREADY"))?;
+    node.crictl(&["rmp", &pod[..PREFIX]])?;
+    same("pods", &node.crictl(&["pods", "-q"])?.as_str(), &"")?;
+    node.crictl(&["rmi", BUSYBOX])?;
+    same("images", &node.crictl(&["images", "-q"])?.as_str(), &"")
+}
+
+/// A 64-bit number in protobuf's JSON is a text.
+fn number(value: &Value) -> u64 {
+    value.as_str().and_then(|text| text.parse().ok()).or_else(|| value.as_u64()).unwrap_or(0)
+}
+
+fn finds_images_by_every_kind_of_reference(node: &mut Node, _: &mut Registry) -> Result<()> {
+    node.crictl(&["pull", "busybox"])?;
+    let image = node.crictl_json(&["inspecti", "docker.io/library/busybox:latest"])?["status"].clone();
+    let id = image["id"].as_str().context("id")?.to_owned();
+    let digest = image["repoDigests"][0].as_str().context("digest")?.to_owned();
+    let hex = id.trim_start_matches("sha256:");
+    for reference in ["busybox", "busybox:latest", "library/busybox", &id, hex, &hex[..12], &digest] {
+        let found = node.crictl_json(&["inspecti", reference]).with_context(|| format!("by {reference}"))?;
+        same(reference, &found["status"]["id"], &json!(id))?;
+    }
+    node.crictl(&["pull", &digest])?;
+    for (reference, again) in [(hex[..12].to_owned(), "busybox"), (digest.clone(), "busybox"), ("busybox".to_owned(), &digest)] {
+        node.crictl(&["rmi", &reference]).with_context(|| format!("rmi {reference}"))?;
+        let left = node.crictl(&["images", "-q"])?;
+        ensure!(!left.contains(&hex[..12]), "after rmi {reference}: {left}");
+        node.crictl(&["pull", again])?;
+    }
+    Ok(())
+}
+
+fn lists_and_filters(node: &mut Node, _: &mut Registry) -> Result<()> {
+    let (first, one) = node.one("first", &["sleep", "1000"])?;
+    let second = node.run(node.pod("second"))?;
+    let exited = node.launch(&second, &node.container("main", &["true"]))?;
+    node.wait_exit(&exited)?;
+    let ids = |arguments: &[&str]| -> Result<Vec<String>> {
+        let mut ids: Vec<String> = node.crictl(arguments)?.lines().map(str::to_owned).collect();
+        ids.sort();
+        Ok(ids)
+    };
+    let mut both = vec![one.clone(), exited.clone()];
+    both.sort();
+    same("ps", &ids(&["ps", "-q", "--no-trunc"])?, &vec![one.clone()])?;
+    same("ps -a", &ids(&["ps", "-a", "-q", "--no-trunc"])?, &both)?;
+    same("ps by state", &ids(&["ps", "-q", "--no-trunc", "--state", "Exited"])?, &vec![exited])?;
+    same("ps by pod", &ids(&["ps", "-q", "--no-trunc", "--pod", &first.id[..PREFIX]])?, &vec![one])?;
+    same("ps by name", &ids(&["ps", "-a", "-q", "--no-trunc", "--name", "^main$"])?, &both)?;
+    same("pods by label", &ids(&["pods", "-q", "--no-trunc", "--label", "app=second"])?, &vec![second.id.clone()])?;
+    node.cri.stop_pod(&second.id)?;
+    same("ready pods", &ids(&["pods", "-q", "--no-trunc", "--state", "ready"])?, &vec![first.id])
+}
+
+fn updates_resources(node: &mut Node, _: &mut Registry) -> Result<()> {
+    let (_, id) = node.one("update", &["sleep", "1000"])?;
+    node.crictl(&["update", "--memory", "67108864", "--cpu-quota", "20000", "--cpu-period", "100000", &id[..PREFIX]])?;
+    let status = node.crictl_json(&["inspect", &id])?;
+    let resources = &status["status"]["resources"]["linux"];
+    same("memory limit", &number(&resources["memoryLimitInBytes"]), &67_108_864)?;
+    same("quota", &number(&resources["cpuQuota"]), &20_000)?;
+    let pid = status["info"]["pid"].as_u64().context("pid")?;
+    same("limit in the kernel", &kernel_memory_limit(pid)?, &67_108_864)
+}
+
+/// The memory limit of the cgroup that holds this process, in bytes.
+fn kernel_memory_limit(pid: u64) -> Result<u64> {
+    let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    for line in cgroups.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        if controllers.split(',').any(|name| name == "memory") {
+            let file = format!("/sys/fs/cgroup/memory{path}/memory.limit_in_bytes");
+            return Ok(std::fs::read_to_string(file)?.trim().parse()?);
+        }
+    }
+    let path = cgroups.lines().find_map(|line| line.strip_prefix("0::")).context("cgroup of the process")?;
+    Ok(std::fs::read_to_string(format!("/sys/fs/cgroup{path}/memory.max"))?.trim().parse()?)
+}
+
+fn answers_unknown_and_ambiguous_ids(node: &mut Node, _: &mut Registry) -> Result<()> {
+    for arguments in [&["inspect", "feed"], &["inspectp", "feed"], &["start", "feed"]] {
+        let error = node.crictl_fails(arguments)?;
+        ensure!(error.contains("NotFound"), "crictl {arguments:?}: {error}");
+    }
+    // 17 pods: two of them begin with the same digit.
+    let mut ids = Vec::new();
+    for number in 0..17 {
+        ids.push(node.run(node.pod(&format!("p{number}")))?.id);
+    }
+    let digit = ids
+        .iter()
+        .map(|id| &id[..1])
+        .find(|digit| ids.iter().filter(|id| id.starts_with(*digit)).count() > 1)
+        .context("two ids with one first digit")?;
+    let error = node.crictl_fails(&["inspectp", digit])?;
+    ensure!(error.contains("ambiguous"), "{error}");
+    Ok(())
+}

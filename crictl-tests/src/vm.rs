@@ -1,0 +1,3 @@
+//! Written next.
+/// x
+pub fn smoke() -> anyhow::Result<bool> { Ok(true) }
