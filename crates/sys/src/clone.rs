@@ -1,1 +1,12 @@
-//! To be written.
+//! Making processes: `clone3` in a process of one thread, starting a program from a multithreaded one, and what a child does
+//! between the two and `execve`.
+
+mod descriptors;
+mod fork;
+mod signals;
+mod spawn;
+
+pub use descriptors::{claim_inherited, close_on_exec_from, dup_above, dup_onto};
+pub use fork::{Child, CloneArgs, Parent, SingleThreaded, exec, exec_descriptor};
+pub use signals::{reset as reset_signals, signal_from_number, watch as watch_signals};
+pub use spawn::{SPAWN_FDS_MAX, Spawn};
