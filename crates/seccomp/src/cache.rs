@@ -51,11 +51,7 @@ impl Cache {
         let version = ScmpVersion::current()
             .map_err(|source| SeccompError::Compile { operation: "ask for the version", source })?;
         prune(dir)?;
-        Ok(Self {
-            dir: dir.into(),
-            library: format!("libseccomp {version}"),
-            memory: Mutex::default(),
-        })
+        Ok(Self { dir: dir.into(), library: format!("libseccomp {version}"), memory: Mutex::default() })
     }
 
     /// The file with the filter's program; compiled now if it is not there.
@@ -140,14 +136,16 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     };
     let mut program = Vec::new();
     file.take(PROGRAM_BYTES_MAX as u64 + 1).read_to_end(&mut program)?;
-    let whole = !program.is_empty() && program.len() <= PROGRAM_BYTES_MAX && program.len() % INSTRUCTION_BYTES == 0;
+    let whole =
+        !program.is_empty() && program.len() <= PROGRAM_BYTES_MAX && program.len() % INSTRUCTION_BYTES == 0;
     Ok(whole.then_some(program))
 }
 
 /// Writes beside, syncs, renames: under its name a file is whole, power cuts included.
 fn write(path: &Path, program: &[u8]) -> Result<(), SeccompError> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let unique = format!("{}-{}.{TEMPORARY_SUFFIX}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+    let unique =
+        format!("{}-{}.{TEMPORARY_SUFFIX}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
     let temporary = path.with_extension(unique);
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;

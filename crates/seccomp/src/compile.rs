@@ -3,10 +3,12 @@
 use std::io::{Read, Seek, SeekFrom};
 
 use libseccomp::{
-    ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall, error::SeccompError as LibraryError,
+    ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
+    error::SeccompError as LibraryError,
 };
 use oci_spec::runtime::{
-    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator, LinuxSyscall,
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator,
+    LinuxSyscall,
 };
 
 use crate::error::SeccompError;
@@ -70,7 +72,10 @@ fn refused(operation: &'static str) -> impl FnOnce(LibraryError) -> SeccompError
 }
 
 /// Adds the filter's architectures to the native one, which a new context has; without any in the filter it stays alone.
-fn add_architectures(context: &mut ScmpFilterContext, filter: &LinuxSeccomp) -> Result<Vec<ScmpArch>, SeccompError> {
+fn add_architectures(
+    context: &mut ScmpFilterContext,
+    filter: &LinuxSeccomp,
+) -> Result<Vec<ScmpArch>, SeccompError> {
     let mut all = vec![ScmpArch::native()];
     for wanted in filter.architectures().iter().flatten() {
         let arch = architecture(*wanted)?;
@@ -90,12 +95,26 @@ fn same_byte_order(arch: ScmpArch) -> bool {
     use ScmpArch as A;
     let big = matches!(
         arch,
-        A::Mips | A::Mips64 | A::Mips64N32 | A::Ppc | A::Ppc64 | A::S390 | A::S390X | A::Parisc | A::Parisc64 | A::M68k | A::Sheb
+        A::Mips
+            | A::Mips64
+            | A::Mips64N32
+            | A::Ppc
+            | A::Ppc64
+            | A::S390
+            | A::S390X
+            | A::Parisc
+            | A::Parisc64
+            | A::M68k
+            | A::Sheb
     );
     big == cfg!(target_endian = "big")
 }
 
-fn add_rule(context: &mut ScmpFilterContext, rule: &LinuxSyscall, default: ScmpAction) -> Result<(), SeccompError> {
+fn add_rule(
+    context: &mut ScmpFilterContext,
+    rule: &LinuxSyscall,
+    default: ScmpAction,
+) -> Result<(), SeccompError> {
     let action = action(rule.action(), rule.errno_ret())?;
     // libseccomp refuses rules that change nothing.
     if action == default {
@@ -119,7 +138,8 @@ fn add_rule(context: &mut ScmpFilterContext, rule: &LinuxSyscall, default: ScmpA
 /// All conditions at once; or each alone where two look at the same argument, which libseccomp cannot combine and profiles
 /// mean as alternatives.
 fn alternatives(args: &[LinuxSeccompArg]) -> Vec<Vec<ScmpArgCompare>> {
-    let repeated = args.iter().enumerate().any(|(at, arg)| args[..at].iter().any(|other| other.index() == arg.index()));
+    let repeated =
+        args.iter().enumerate().any(|(at, arg)| args[..at].iter().any(|other| other.index() == arg.index()));
     let conditions = args.iter().map(condition);
     if repeated { conditions.map(|one| vec![one]).collect() } else { vec![conditions.collect()] }
 }

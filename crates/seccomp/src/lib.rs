@@ -13,6 +13,8 @@ mod compile;
 mod error;
 mod newer;
 mod profile;
+#[cfg(test)]
+mod tests_support;
 
 pub use cache::Cache;
 pub use compile::{compile, filter_flags};

@@ -218,7 +218,8 @@ impl Profile {
     #[must_use]
     pub fn to_linux_seccomp(&self, target: &Target) -> LinuxSeccomp {
         let architectures = self.architectures(target);
-        let rules = self.syscalls.iter().flatten().filter(|rule| rule.applies(target)).map(Rule::to_oci).collect();
+        let rules =
+            self.syscalls.iter().flatten().filter(|rule| rule.applies(target)).map(Rule::to_oci).collect();
         let mut oci = LinuxSeccomp::default();
         oci.set_default_action(self.default_action)
             .set_default_errno_ret(self.default_errno_ret)
