@@ -88,10 +88,16 @@ impl Cgroups {
     /// # Errors
     /// [`CgroupError::Read`] when it cannot be opened or is no cgroup2 mount.
     pub fn v2_at(mount: &Path) -> Result<Self> {
-        let mut hierarchy = Hierarchy::open(mount.to_owned(), Vec::new())?;
-        let names = read_at(&hierarchy, ".", "cgroup.controllers")?;
-        hierarchy.controllers = names.split_ascii_whitespace().map(str::to_owned).collect();
-        Self::new(Version::V2, vec![hierarchy])
+        let names = read_at(&Hierarchy::open(mount.to_owned(), Vec::new())?, ".", "cgroup.controllers")?;
+        Self::v2_with(mount, names.split_ascii_whitespace().map(str::to_owned).collect())
+    }
+
+    /// The v2 layout mounted at `mount`, using these controllers only.
+    ///
+    /// # Errors
+    /// [`CgroupError::Read`] when it cannot be opened.
+    pub fn v2_with(mount: &Path, controllers: Vec<String>) -> Result<Self> {
+        Self::new(Version::V2, vec![Hierarchy::open(mount.to_owned(), controllers)?])
     }
 
     fn new(version: Version, hierarchies: Vec<Hierarchy>) -> Result<Self> {
