@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
@@ -164,7 +164,7 @@ pub(crate) fn attributes_of(file: BorrowedFd<'_>) -> rustix::io::Result<Attribut
 const XATTR_BYTES_MAX: usize = 64 << 10;
 
 fn xattrs_of(file: BorrowedFd<'_>) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let len = match rustix::fs::flistxattr(file.as_fd(), &mut [0u8; 0][..]) {
+    let len = match rustix::fs::flistxattr_query(file) {
         Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
         Ok(len) => len,
         Err(source) => return Err(source),

@@ -172,6 +172,7 @@ fn of_path(error: &PathError) -> ErrorKind {
     match error {
         PathError::WrongType { .. } | PathError::TooDeep { .. } => ErrorKind::Invalid,
         PathError::TooLarge { .. } => ErrorKind::Exhausted,
+        PathError::Refused { source: Errno::NOTDIR | Errno::LOOP, .. } => ErrorKind::Invalid,
         other if other.is_not_found() => ErrorKind::NotFound,
         other => other.errno().map_or(ErrorKind::Internal, |e| of_io(&e)),
     }

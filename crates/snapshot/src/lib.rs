@@ -10,7 +10,7 @@
 //!   .lock              held by the one store that is open
 //!   .staging/<random>/ a layer in the making; gone when it is dropped or the store is opened again
 //!   .removed/<random>/ on its way out
-//!   .empty/            the lower directory of an image without layers
+//!   .empty/{top,bottom} what lies below an image without layers
 //!   <chain id's hex>/
 //!     layer.json       version, chain, diff and parent id, usage
 //!     fs/              the content, as overlayfs wants it

@@ -55,7 +55,7 @@ impl Rootfs {
         check_free(target)?;
         // Without an upper directory older kernels ask for two lower ones.
         if lowers.len() == 1 {
-            lowers.push(store.empty());
+            lowers.push(store.bottom());
         }
         make_dir(target, 0o700)?;
         let view = Overlay { lowers: &lowers, writable: None };

@@ -101,7 +101,8 @@ impl Settler<'_> {
         let mut again = Vec::new();
         let to = self.make_dirs(&real, &mut again)?;
         let from = self.content.walk(as_path(path), Missing::Fail).map_err(|e| at(path, walking(e)))?;
-        merge(from.fd.as_fd(), to.as_fd()).map_err(failed("move to where it leads", path))?;
+        let from = open_here(from.fd.as_fd()).map_err(failed("open", path))?;
+        merge(from.as_fd(), to.as_fd()).map_err(failed("move to where it leads", path))?;
         let above = self.content.walk(as_path(parent(path).unwrap_or_default()), Missing::Fail);
         let above = above.map_err(|e| at(path, walking(e)))?;
         tree::remove_at(above.fd.as_fd(), as_os(name(path))).map_err(failed("remove", path))?;
@@ -163,6 +164,10 @@ impl Settler<'_> {
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             return Err(refused(path, "it is a hard link to a directory"));
         }
+        // The target may have been copied up already, under a name without links.
+        if real != target && self.link_here(path, &real, to)? {
+            return Ok(());
+        }
         copy::node((dir.fd.as_fd(), as_os(name(target))), to, self.ours).map_err(|e| at(path, e))?;
         if self.records.hides(&real) || self.records.whiteouts.contains(&real) {
             return Ok(());
@@ -195,8 +200,7 @@ impl Settler<'_> {
     fn attributes_below(&self, path: &[u8]) -> Result<Option<Attributes>> {
         let Some(view) = &self.view else { return Ok(None) };
         let dir = view.open_dir(as_path(path), Resolve::Strict).map_err(|e| at(path, walking(e)))?;
-        let dir = rustix::fs::openat(&dir, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-        let attributes = dir.and_then(|dir| entry::attributes_of(dir.as_fd()));
+        let attributes = open_here(dir.as_fd()).and_then(|dir| entry::attributes_of(dir.as_fd()));
         attributes.map(Some).map_err(failed("read the attributes of", path))
     }
 
@@ -249,8 +253,7 @@ impl Settler<'_> {
 
     fn open(&self, path: &[u8]) -> Result<OwnedFd> {
         let dir = self.content.open_dir(as_path(path), Resolve::Strict).map_err(|e| at(path, walking(e)))?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::openat(&dir, ".", flags, Mode::empty()).map_err(failed("open", path))
+        open_here(dir.as_fd()).map_err(failed("open", path))
     }
 
     /// What this layer has at a path.
@@ -293,6 +296,11 @@ fn merge(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> rustix::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The directory of an `O_PATH` descriptor, to be read and changed.
+fn open_here(dir: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::openat(dir, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
 fn is_dir(stat: &Stat) -> bool {

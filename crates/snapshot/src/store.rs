@@ -19,7 +19,8 @@ use crate::{ChainId, DiffId, Limits, Usage, settle, tree, unpack};
 const LOCK: &str = ".lock";
 const STAGING: &str = ".staging";
 const REMOVED: &str = ".removed";
-const EMPTY: &str = ".empty";
+/// Two of them, since an overlay takes no directory twice.
+const EMPTY: [&str; 3] = [".empty", ".empty/top", ".empty/bottom"];
 const RECORD: &str = "layer.json";
 pub(crate) const CONTENT: &str = "fs";
 /// Directory of a staged layer where older kernels mount its parents for a moment.
@@ -108,8 +109,10 @@ impl LayerStore {
     /// [`SnapshotError::InUse`] when another process has them open; [`SnapshotError::Io`].
     pub fn open(root: &Path) -> Result<Self> {
         let layers = root.join("layers");
-        for dir in [root, &layers, &layers.join(STAGING), &layers.join(REMOVED), &layers.join(EMPTY)] {
-            make_dir(dir, 0o711)?;
+        make_dir(root, 0o711)?;
+        make_dir(&layers, 0o711)?;
+        for (dir, mode) in [(STAGING, 0o700), (REMOVED, 0o700), (EMPTY[0], 0o711), (EMPTY[1], 0o755), (EMPTY[2], 0o755)] {
+            make_dir(&layers.join(dir), mode)?;
         }
         let lock = lock(&layers)?;
         let inner = Inner { index: RwLock::default(), changing: Mutex::default(), _lock: lock, layers };
@@ -266,14 +269,14 @@ impl LayerStore {
         }
         let mut lowers: Vec<_> = chain.iter().rev().map(|chain| self.layer_path(chain)).collect();
         if lowers.is_empty() {
-            lowers.push(self.empty());
+            lowers.push(self.inner.layers.join(EMPTY[1]));
         }
         Ok(lowers)
     }
 
-    /// A directory with nothing in it.
-    pub(crate) fn empty(&self) -> PathBuf {
-        self.inner.layers.join(EMPTY)
+    /// A directory with nothing in it, to lie below others.
+    pub(crate) fn bottom(&self) -> PathBuf {
+        self.inner.layers.join(EMPTY[2])
     }
 
     /// `top` and all layers below it, bottom first.
@@ -301,7 +304,7 @@ impl LayerStore {
         let StagedLayer { staging, content, diff_id, records } = layer;
         let scratch = staging.path.join(SCRATCH);
         make_dir(&scratch, 0o700)?;
-        let lowers: Vec<PathBuf> = below.iter().rev().cloned().chain([self.empty()]).collect();
+        let lowers: Vec<PathBuf> = below.iter().rev().cloned().chain([self.bottom()]).collect();
         settle::settle(&content, records, &lowers, &scratch)?;
         rustix::fs::rmdir(&scratch).map_err(SnapshotError::io("remove", &scratch))?;
         let usage = tree::usage(&staging.path.join(CONTENT))?;

@@ -235,15 +235,8 @@ impl Unpacker<'_> {
 
     /// Removes what is at a name, for something of another kind to take its place.
     fn clear(&mut self, name: &OsStr, real: &[u8]) -> Result<()> {
-        let removed = tree::remove_at(self.here(), name).map_err(failed("replace what is at"));
+        tree::remove_at(self.here(), name).map_err(failed("replace what is at"))?;
         self.records.forget(real);
-        // It may have been part of the way here.
-        let dir = self.place.take().map(|(_, walked)| walked);
-        removed?;
-        // The directory itself is still the right one: `name` lies in it.
-        if let Some(walked) = dir {
-            self.place = Some((walked.real.as_os_str().as_bytes().to_vec(), walked));
-        }
         Ok(())
     }
 
