@@ -51,7 +51,7 @@ pub fn run_inside(arguments: &[String]) -> Result<i32> {
         .args(["unshare", "--mount", "--net", "--pid", "--ipc", "--uts", "--cgroup", "--fork", "--kill-child"])
         .args(["--propagation", "private", "--"])
         .arg(std::env::current_exe()?)
-        .arg("inside")
+        .args(["inside", "--"])
         .args(arguments)
         .status()
         .context("start unshare")?;
@@ -73,7 +73,7 @@ pub fn inside(arguments: &[String]) -> Result<i32> {
     fs::create_dir_all("/run/tmp")?;
     run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
     let mut command = Command::new(std::env::current_exe()?);
-    let driver = command.arg("driver").args(arguments).env("TMPDIR", "/run/tmp").spawn()?.id();
+    let driver = command.args(["driver", "--"]).args(arguments).env("RUST_LIB_BACKTRACE", "0").env("TMPDIR", "/run/tmp").spawn()?.id();
     loop {
         // Everything whose parent ended comes to us; only the driver's end matters.
         let Some((pid, status)) = wait(WaitOptions::empty())? else { bail!("no child is left") };

@@ -43,10 +43,7 @@ enum Command {
     #[command(hide = true)]
     Inside { arguments: Vec<String> },
     #[command(hide = true)]
-    Driver {
-        #[command(subcommand)]
-        command: Box<Command>,
-    },
+    Driver { arguments: Vec<String> },
 }
 
 fn main() -> Result<()> {
@@ -56,12 +53,13 @@ fn main() -> Result<()> {
             0
         }
         Command::Inside { arguments } => enter::inside(&arguments)?,
-        Command::Driver { command } => i32::from(!drive(*command)?),
+        Command::Driver { arguments } => {
+            let again = std::iter::once("crictl-tests".to_owned()).chain(arguments);
+            i32::from(!drive(Arguments::parse_from(again).command)?)
+        }
         Command::Vm => i32::from(!vm::smoke()?),
         Command::Test { .. } | Command::Critest { .. } | Command::Bench { .. } | Command::Node => {
-            let mut arguments: Vec<String> = std::env::args().skip(1).collect();
-            arguments.insert(0, "--".to_owned());
-            enter::run_inside(&arguments)?
+            enter::run_inside(&std::env::args().skip(1).collect::<Vec<_>>())?
         }
     };
     #[expect(clippy::exit, reason = "the exit code is the result")]

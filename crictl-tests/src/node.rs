@@ -39,8 +39,8 @@ pub struct Options {
     pub cni: Option<String>,
     /// Added to the configuration file.
     pub more: String,
-    /// Where state and root lie instead of the memory file system of the run.
-    pub dir: Option<PathBuf>,
+    /// Folder on a disk for what survives a reboot; the memory file system of the run without it.
+    pub disk: Option<PathBuf>,
     /// What the daemon logs; `info` when empty.
     pub log: String,
 }
@@ -65,13 +65,16 @@ impl Node {
     /// # Errors
     /// When it does not get ready.
     pub fn start(name: &str, number: u8, registry: &Registry, options: &Options) -> Result<Self> {
-        let base = options.dir.clone().unwrap_or_else(|| PathBuf::from("/run/t"));
-        let dir = base.join(format!("{number}"));
+        let dir = PathBuf::from(format!("/run/t/{number}"));
         if dir.exists() {
             fs::remove_dir_all(&dir)?;
         }
         for folder in ["root", "state", "certs.d", "cni", "logs"] {
             fs::create_dir_all(dir.join(folder))?;
+        }
+        if let Some(disk) = &options.disk {
+            fs::create_dir_all(disk)?;
+            run(Command::new("mount").arg("--bind").arg(disk).arg(dir.join("root")))?;
         }
         if let Some(bytes) = options.root_bytes {
             let size = format!("size={bytes},mode=700");
@@ -327,10 +330,15 @@ impl Node {
         Ok(())
     }
 
-    /// Removes whatever is there, for the next test. The log goes to the reports.
-    pub fn wipe(&mut self) {
+    /// Copies the daemon's log to the reports of failed tests.
+    pub fn keep_log(&self) {
         drop(fs::create_dir_all(paths::reports()));
-        drop(fs::copy(self.log_path(), paths::reports().join(format!("{}.log", self.name))));
+        let name = self.name.replace("::", "-");
+        drop(fs::copy(self.log_path(), paths::reports().join(format!("failed-{name}.log"))));
+    }
+
+    /// Removes whatever is there, for the next test.
+    pub fn wipe(&mut self) {
         if let Some(mut child) = self.daemon.take() {
             drop(child.kill());
             drop(child.wait());
@@ -345,7 +353,8 @@ impl Node {
             let left = strangers(&self.scope())?;
             for pid in &left {
                 if let Some(pid) = Pid::from_raw(*pid) {
-                    drop(kill_process(pid, Signal::KILL));
+                    // It may have ended just now; the next look tells.
+                    kill_process(pid, Signal::KILL).ok();
                 }
             }
             ensure!(left.is_empty(), "processes {left:?} do not end");

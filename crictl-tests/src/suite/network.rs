@@ -55,7 +55,7 @@ fn mapping(container: i32, host: i32, host_ip: &str) -> cri::PortMapping {
     cri::PortMapping { protocol: cri::Protocol::Tcp.into(), container_port: container, host_port: host, host_ip: host_ip.into() }
 }
 
-fn pods_reach_each_other_and_the_node(node: &mut Node, registry: &mut Registry) -> Result<()> {
+fn pods_reach_each_other_and_the_node(node: &mut Node, _: &mut Registry) -> Result<()> {
     let (server, _) = node.one("server", &["sh", "-c", SERVE])?;
     let ip = address(node, &server)?;
     get_eventually(&format!("{ip}:80"), "server")?;
@@ -63,7 +63,6 @@ fn pods_reach_each_other_and_the_node(node: &mut Node, registry: &mut Registry) 
     same("from a pod", &node.exec(&client, &["wget", "-q", "-O", "-", &format!("http://{ip}/")])?.as_str(), &"server\n")?;
     let gateway = node.exec(&client, &["ip", "route"])?;
     ensure!(gateway.contains("default via 10.77.1.1"), "routes {gateway}");
-    drop(registry);
     Ok(())
 }
 

@@ -1,0 +1,55 @@
+# Shared by the scripts at the top level: sourced, with `set -eu`, from the repository's folder.
+
+say() { printf '==> %s\n' "$*"; }
+die() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+need_root() {
+    [ "$(id -u)" = 0 ] || die "root is required (namespaces, mounts, cgroups): sudo $1"
+}
+
+# packages FILE:PACKAGE…: installs the packages whose file is missing.
+packages() {
+    missing=""
+    for pair; do
+        [ -e "${pair%%:*}" ] || missing="$missing ${pair#*:}"
+    done
+    [ -n "$missing" ] || return 0
+    command -v apt-get >/dev/null || die "please install:$missing"
+    say "apt-get install$missing"
+    apt-get update -qq
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+}
+
+# What the build needs: a C compiler that links, and the pinned Rust toolchain with its static target.
+build_tools() {
+    packages /usr/bin/cc:gcc /usr/include/stdio.h:libc6-dev
+    command -v cargo >/dev/null || die "cargo is missing: install Rust with rustup (https://rustup.rs)"
+    if command -v rustup >/dev/null; then
+        target="$(uname -m)-unknown-linux-musl"
+        if ! rustup target list --installed | grep -qx "$target"; then
+            say "rustup target add $target"
+            rustup target add "$target" || say "it cannot be had: the supervisor is linked with glibc and is larger"
+        fi
+    fi
+}
+
+# busybox_image NAME FILE: an image of this machine's static busybox, as `docker save` writes it.
+busybox_image() {
+    dir=$(mktemp -d)
+    mkdir -p "$dir/layer/bin" "$dir/layer/tmp"
+    cp "$(command -v busybox)" "$dir/layer/bin/busybox"
+    for applet in $(busybox --list); do
+        [ "$applet" = busybox ] || ln -s busybox "$dir/layer/bin/$applet"
+    done
+    tar -C "$dir/layer" -cf "$dir/layer.tar" .
+    case $(uname -m) in aarch64) arch=arm64 ;; *) arch=amd64 ;; esac
+    printf '{"architecture":"%s","os":"linux","config":{"Cmd":["sh"],"Env":["PATH=/bin"]},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' \
+        "$arch" "$(sha256sum "$dir/layer.tar" | cut -d ' ' -f 1)" >"$dir/config.json"
+    printf '[{"Config":"config.json","RepoTags":["%s"],"Layers":["layer.tar"]}]' "$1" >"$dir/manifest.json"
+    tar -C "$dir" -cf "$2" manifest.json config.json layer.tar
+    rm -r "$dir"
+}

@@ -1,0 +1,42 @@
+#!/bin/sh
+# Builds Crisp, starts its daemon with the built-in defaults and runs the example pod; the daemon stays.
+#   ./run-example.sh
+set -eu
+cd "$(dirname "$0")"
+. ./crictl-tests/lib.sh
+
+need_root "./run-example.sh"
+build_tools
+say "building Crisp (cargo build --release)"
+cargo build --release --locked
+PATH="$PWD/target/release:$PATH"
+
+image=$(sed -n 's/^ *image: *//p' examples/pod.yaml | head -n 1 | tr -d '"')
+if crisp ps >/dev/null 2>&1; then
+    say "a daemon already serves /run/crisp/crisp.sock: it is used"
+else
+    mkdir -p /run/crisp
+    say "starting the daemon: crisp serve (its log: /run/crisp/daemon.log)"
+    setsid crisp serve >/run/crisp/ready 2>/run/crisp/daemon.log </dev/null &
+    daemon=$!
+    until [ -s /run/crisp/ready ]; do
+        kill -0 $daemon 2>/dev/null || { cat /run/crisp/daemon.log; die "the daemon ended"; }
+        sleep 0.05
+    done
+    cat /run/crisp/ready
+fi
+
+if ! crisp image pull "$image"; then
+    say "no registry can be reached for $image: an image is made of this machine's own busybox"
+    packages /bin/busybox:busybox-static
+    busybox_image "$image" /run/crisp/busybox.tar
+    crisp image import /run/crisp/busybox.tar
+    rm /run/crisp/busybox.tar
+fi
+say "running examples/pod.yaml: one container serves, the other fetches from it over localhost"
+crisp run examples/pod.yaml
+
+say "the daemon goes on. What next:"
+echo "    crisp ps"
+echo "    crictl --runtime-endpoint unix:///run/crisp/crisp.sock pods"
+echo "    kill \$(pidof crisp)        # ends the daemon; pods run on"
