@@ -106,7 +106,7 @@ pub enum ImageError {
         found: String,
     },
     /// A layer could not be unpacked or kept.
-    #[error("layer {layer}: {source}")]
+    #[error("unpack or keep layer {layer}")]
     Layer {
         /// The layer as the manifest names it.
         layer: Digest,
@@ -246,4 +246,19 @@ impl fmt::Display for Attempts {
         }
         Ok(())
     }
+}
+
+/// An error with all that caused it, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        source = inner.source();
+    }
+    text
 }

@@ -9,5 +9,5 @@
 mod record;
 
 pub use record::{
-    Durability, RECORD_BYTES_MAX, StoreError, ensure_dir, read, remove, sweep, sync_dir, write,
+    Durability, RECORD_BYTES_MAX, StoreError, ensure_dir, read, remove, replace, sweep, sync_dir, write,
 };

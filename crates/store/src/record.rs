@@ -105,11 +105,19 @@ pub fn write<T: Serialize>(
 ) -> Result<(), StoreError> {
     let bytes = serde_json::to_vec(&Envelope { version, record: value })
         .map_err(|e| StoreError::Corrupt { path: path.into(), reason: e.to_string() })?;
+    replace(path, &bytes, durability)
+}
+
+/// Makes the file at `path` hold `bytes`, with mode 0600, as atomically as [`write()`] does a record.
+///
+/// # Errors
+/// As [`write()`].
+pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), StoreError> {
     if bytes.len() as u64 > RECORD_BYTES_MAX {
         return Err(StoreError::TooLarge { path: path.into() });
     }
     let temporary = temporary_beside(path);
-    let written = replace(path, &temporary, &bytes, durability);
+    let written = replace_by(path, &temporary, bytes, durability);
     if written.is_err() {
         // The error to report is the first one; `sweep` gets what stays.
         drop(fs::remove_file(&temporary));
@@ -117,7 +125,7 @@ pub fn write<T: Serialize>(
     written
 }
 
-fn replace(path: &Path, temporary: &Path, bytes: &[u8], durability: Durability) -> Result<(), StoreError> {
+fn replace_by(path: &Path, temporary: &Path, bytes: &[u8], durability: Durability) -> Result<(), StoreError> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
