@@ -13,8 +13,6 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crisp_domain::ErrorKind;
-
 pub(crate) use raw::RawConfig;
 
 /// Read when `--config` is not given; may be absent.
@@ -158,17 +156,6 @@ pub(crate) enum ConfigError {
     /// A key whose value cannot be used. `origin` is `FILE:LINE` or the flag.
     #[error("{origin}: {key}: {problem}")]
     Value { origin: String, key: String, problem: String },
-}
-
-impl ConfigError {
-    /// What a caller can do about it.
-    pub(crate) fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::NotFound,
-            Self::Read { .. } => ErrorKind::Internal,
-            Self::TooLarge { .. } | Self::Parse { .. } | Self::Value { .. } => ErrorKind::Invalid,
-        }
-    }
 }
 
 impl Config {

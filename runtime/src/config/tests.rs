@@ -127,7 +127,6 @@ fn a_refused_flag_names_the_flag() {
     let flags = Overrides { root: Some("rel".into()), ..Overrides::default() };
     let error = Config::parse(Path::new(FILE), "", &flags, &|_| false).unwrap_err();
     assert_eq!(error.to_string(), "--root: root: \"rel\" is not an absolute path without \"..\"");
-    assert_eq!(error.kind(), ErrorKind::Invalid);
 }
 
 #[test]
@@ -153,6 +152,6 @@ fn programs_found_on_the_machine_become_handlers() {
 fn a_file_that_was_named_must_exist() {
     let missing = Path::new("/nonexistent/crisp.toml");
     let error = Config::load(Some(missing), &Overrides::default()).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(matches!(error, ConfigError::Read { .. }));
     assert!(error.to_string().contains("/nonexistent/crisp.toml"));
 }
