@@ -59,9 +59,12 @@ pub enum NetworkError {
         /// How many addresses are taken.
         used: usize,
     },
-    /// A record or directory of ours cannot be read or written.
+    /// A record cannot be read or written.
+    #[error("network record")]
+    Record(#[source] crisp_store::StoreError),
+    /// Another file or directory of ours cannot be used.
     #[error("{operation} {}", path.display())]
-    Record {
+    File {
         /// What was tried.
         operation: &'static str,
         /// On which file.
@@ -180,7 +183,8 @@ impl NetworkError {
             Self::Locked { .. } => ErrorKind::WrongState,
             Self::CniTimeout { .. } => ErrorKind::Timeout,
             Self::Undo { attach, .. } => attach.kind(),
-            Self::Record { .. }
+            Self::Record(source) => source.kind(),
+            Self::File { .. }
             | Self::Netlink { .. }
             | Self::Sysctl { .. }
             | Self::Namespace { .. }
@@ -189,4 +193,15 @@ impl NetworkError {
             | Self::CniResult { .. } => ErrorKind::Internal,
         }
     }
+}
+
+/// An error with all its sources, for one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text = format!("{text}: {source}");
+        next = source.source();
+    }
+    text
 }

@@ -1,1 +1,216 @@
-//! Placeholder.
+//! What is written down about attachments.
+//!
+//! ```text
+//! <cache_dir>/
+//!   lock                             held by the daemon
+//!   attachments/<sandbox id>.json    one record per sandbox that may hold anything of the network
+//!   attachments/<sandbox id>.json.unreadable
+//! ```
+//! A record is written before the first effect and removed after the last one is undone. That of a CNI attachment
+//! survives a power cut, because plugins keep their own durable state; what the bridge makes ends with the kernel, so its
+//! record needs no sync.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crisp_domain::SandboxId;
+use crisp_store::Durability;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{Attachment, NetworkError, Provider, Result};
+
+const RECORD_VERSION: u32 = 1;
+
+/// One sandbox's place in a network, or the intent to have one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// `namespace/name`, for messages.
+    pub(crate) pod: String,
+    /// Where the namespace is pinned.
+    pub(crate) netns: PathBuf,
+    /// Whether the attach went through; the sandbox may hold something either way.
+    pub(crate) complete: bool,
+    pub(crate) attachment: Attachment,
+    pub(crate) cni: Option<CniRecord>,
+    pub(crate) bridge: Option<BridgeRecord>,
+}
+
+/// All that a DEL needs, whatever the node's configuration says by then.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CniRecord {
+    /// The plugin list as it was used.
+    pub(crate) config: Value,
+    /// Capability arguments by capability.
+    pub(crate) capabilities: Value,
+    /// `CNI_ARGS`.
+    pub(crate) args: String,
+}
+
+/// What the bridge made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BridgeRecord {
+    /// Name of the host's end of the veth pair.
+    pub(crate) host_interface: String,
+}
+
+/// All records, in memory and on disk.
+#[derive(Debug)]
+pub(crate) struct Records {
+    dir: PathBuf,
+    loaded: RwLock<HashMap<SandboxId, Arc<Record>>>,
+    _lock: OwnedFd,
+}
+
+impl Records {
+    /// Loads what is there. A record that cannot be read is set aside, with a warning.
+    pub(crate) fn open(cache_dir: &Path) -> Result<Self> {
+        let dir = cache_dir.join("attachments");
+        crisp_store::ensure_dir(&dir).map_err(NetworkError::Record)?;
+        let lock = lock(cache_dir)?;
+        crisp_store::sweep(&dir).map_err(NetworkError::Record)?;
+        let loaded = RwLock::new(load(&dir)?);
+        Ok(Self { dir, loaded, _lock: lock })
+    }
+
+    pub(crate) fn get(&self, id: &SandboxId) -> Option<Arc<Record>> {
+        self.loaded.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    pub(crate) fn all(&self) -> Vec<(SandboxId, Arc<Record>)> {
+        let loaded = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
+        loaded.iter().map(|(id, record)| (id.clone(), Arc::clone(record))).collect()
+    }
+
+    pub(crate) fn put(&self, id: &SandboxId, record: Record) -> Result<Arc<Record>> {
+        let durability = durability(&record);
+        crisp_store::write(&self.path(id), RECORD_VERSION, &record, durability).map_err(NetworkError::Record)?;
+        let record = Arc::new(record);
+        self.loaded.write().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), Arc::clone(&record));
+        Ok(record)
+    }
+
+    pub(crate) fn remove(&self, id: &SandboxId) -> Result<()> {
+        let durability = self.get(id).map_or(Durability::Volatile, |record| durability(&record));
+        crisp_store::remove(&self.path(id), durability).map_err(NetworkError::Record)?;
+        self.loaded.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        Ok(())
+    }
+
+    fn path(&self, id: &SandboxId) -> PathBuf {
+        self.dir.join(format!("{id}.json"))
+    }
+}
+
+fn durability(record: &Record) -> Durability {
+    match record.attachment.provider {
+        Provider::Bridge => Durability::Volatile,
+        Provider::Cni => Durability::Durable,
+    }
+}
+
+fn file_error(operation: &'static str, path: &Path, source: std::io::Error) -> NetworkError {
+    NetworkError::File { operation, path: path.to_owned(), source }
+}
+
+fn lock(cache_dir: &Path) -> Result<OwnedFd> {
+    let path = cache_dir.join("lock");
+    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(|e| file_error("open", &path, e.into()))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(NetworkError::Locked { path: cache_dir.to_owned() }),
+        Err(e) => Err(file_error("lock", &path, e.into())),
+    }
+}
+
+fn load(dir: &Path) -> Result<HashMap<SandboxId, Arc<Record>>> {
+    let listing = |source| file_error("list", dir, source);
+    let mut loaded = HashMap::new();
+    for entry in std::fs::read_dir(dir).map_err(listing)? {
+        let path = entry.map_err(listing)?.path();
+        let Some(id) = sandbox_of(&path) else { continue };
+        match crisp_store::read::<Record>(&path, RECORD_VERSION) {
+            Ok(Some(record)) => drop(loaded.insert(id, Arc::new(record))),
+            Ok(None) => {}
+            Err(error) => {
+                // An empty or torn file is what a power cut makes of an unsynced bridge record; nothing is lost then.
+                tracing::warn!(pod_id = %id, %error, "a network record is unreadable and set aside");
+                set_aside(&path)?;
+            }
+        }
+    }
+    Ok(loaded)
+}
+
+fn set_aside(path: &Path) -> Result<()> {
+    let aside = path.with_extension("json.unreadable");
+    std::fs::rename(path, aside).map_err(|source| file_error("set aside", path, source))
+}
+
+fn sandbox_of(path: &Path) -> Option<SandboxId> {
+    path.file_name()?.to_str()?.strip_suffix(".json")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn record(provider: Provider) -> Record {
+        Record {
+            pod: "default/web".into(),
+            netns: "/run/ns/net".into(),
+            complete: true,
+            attachment: Attachment {
+                provider,
+                network: "net".into(),
+                ips: vec!["10.88.0.2".parse().unwrap()],
+                result: json!({"ips": []}),
+                port_mappings: Vec::new(),
+            },
+            cni: None,
+            bridge: None,
+        }
+    }
+
+    #[test]
+    fn records_are_found_again_until_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let ids = [SandboxId::random().unwrap(), SandboxId::random().unwrap()];
+        let records = Records::open(dir.path()).unwrap();
+        records.put(&ids[0], record(Provider::Bridge)).unwrap();
+        records.put(&ids[1], record(Provider::Cni)).unwrap();
+        records.remove(&ids[1]).unwrap();
+        records.remove(&ids[1]).unwrap();
+        drop(records);
+        let again = Records::open(dir.path()).unwrap();
+        assert_eq!(again.all().len(), 1);
+        assert_eq!(*again.get(&ids[0]).unwrap(), record(Provider::Bridge));
+    }
+
+    #[test]
+    fn a_second_daemon_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Records::open(dir.path()).unwrap();
+        assert!(matches!(Records::open(dir.path()), Err(NetworkError::Locked { .. })));
+        drop(first);
+        drop(Records::open(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn a_torn_record_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = SandboxId::random().unwrap();
+        drop(Records::open(dir.path()).unwrap());
+        let path = dir.path().join("attachments").join(format!("{id}.json"));
+        std::fs::write(&path, "").unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        assert!(records.get(&id).is_none() && !path.exists());
+        assert!(path.with_extension("json.unreadable").exists());
+    }
+}
