@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::capability::CapabilitySet;
 use crate::error::SpecError;
-use crate::input::{AppArmor, CgroupVersion, HostFacts, SwapAccounting};
+use crate::input::{AppArmor, CgroupVersion, HostFacts, Selinux, SwapAccounting};
 
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// Bit of `CAP_SYS_RESOURCE`, which alone may lower `oom_score_adj`.
@@ -33,6 +33,7 @@ pub fn probe() -> Result<HostFacts, SpecError> {
         capabilities,
         cgroup,
         apparmor: apparmor(),
+        selinux: if Path::new("/sys/fs/selinux/enforce").exists() { Selinux::Enabled } else { Selinux::Absent },
         hugepage_sizes: hugepage_sizes(cgroup),
         swap: swap(cgroup),
         oom_score_adj_min: if may_lower { OOM_SCORE_ADJ_LOWEST } else { own },
@@ -139,6 +140,7 @@ pub(crate) mod tests {
             capabilities: CapabilitySet::ALL,
             cgroup: CgroupVersion::V1,
             apparmor: AppArmor::Absent,
+            selinux: Selinux::Absent,
             hugepage_sizes: BTreeSet::from(["2MB".to_string()]),
             swap: SwapAccounting::Present,
             oom_score_adj_min: -1000,

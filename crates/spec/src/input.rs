@@ -462,6 +462,8 @@ pub struct HostFacts {
     pub cgroup: CgroupVersion,
     /// State of AppArmor.
     pub apparmor: AppArmor,
+    /// State of SELinux.
+    pub selinux: Selinux,
     /// Page sizes that the hugetlb controller limits, as `2MB`; empty without it.
     pub hugepage_sizes: BTreeSet<String>,
     /// Whether swap is accounted and limited per cgroup.
@@ -501,6 +503,16 @@ pub enum AppArmor {
         /// Names in the kernel's list.
         loaded: BTreeSet<String>,
     },
+}
+
+/// State of SELinux.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Selinux {
+    /// Not in the kernel, or disabled: requested labels mean nothing.
+    #[default]
+    Absent,
+    /// Enabled.
+    Enabled,
 }
 
 /// A process to run beside a container's init, in its namespaces.

@@ -6,7 +6,7 @@ use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, LinuxResource
 
 use crate::error::SpecError;
 use crate::input::{
-    CgroupVersion, ContainerInput, Namespace, Privilege, RootAccess, SecurityRequest, Warning,
+    CgroupVersion, ContainerInput, Namespace, Privilege, RootAccess, SecurityRequest, Selinux, Warning,
 };
 use crate::{capability, devices, mounts, process, resources};
 
@@ -23,6 +23,10 @@ const SYSTEMD_PROPERTY_PREFIX: &str = "org.systemd.property.";
 /// # Errors
 /// Whatever in the input cannot be put into one; most are of kind `Invalid`. See the variants of [`SpecError`].
 pub fn build(input: &ContainerInput) -> Result<Spec, SpecError> {
+    // No handler of ours sets labels yet, and a label that is ignored is worse than an error.
+    if input.host.selinux == Selinux::Enabled && input.config.security.selinux.is_some() {
+        return Err(SpecError::Unsupported("an SELinux label"));
+    }
     let mut root = Root::default();
     root.set_path(input.rootfs.clone())
         .set_readonly(Some(input.config.security.root == RootAccess::ReadOnly));
