@@ -26,7 +26,7 @@ packages() {
 
 # What the build needs: a C compiler that links, and the pinned Rust toolchain with its static target.
 build_tools() {
-    packages /usr/bin/cc:gcc /usr/include/stdio.h:libc6-dev
+    packages /usr/bin/cc:gcc /usr/include/stdio.h:libc6-dev /usr/include/seccomp.h:libseccomp-dev /usr/bin/pkg-config:pkg-config
     command -v cargo >/dev/null || die "cargo is missing: install Rust with rustup (https://rustup.rs)"
     if command -v rustup >/dev/null; then
         target="$(uname -m)-unknown-linux-musl"

@@ -32,7 +32,9 @@ pub fn run(disk: Option<&Path>) -> Result<()> {
     let mut node = Node::start("bench", 1, &registry, &options)?;
     for handler in ["crisp", "crun", "runc"] {
         for (text, pause) in [("with pauses", PAUSE), ("back to back", Duration::ZERO)] {
-            lifecycle(&node, handler, pause).with_context(|| format!("handler {handler}"))?.print(handler, text);
+            lifecycle(&node, handler, pause)
+                .with_context(|| format!("handler {handler}"))?
+                .print(handler, text);
         }
     }
     execs(&node)?;
@@ -61,7 +63,13 @@ impl Stages {
     }
 
     fn print(&self, handler: &str, text: &str) {
-        say!("\nhandler {handler}, {PODS} pods {text} (ms)\n{:<28}{:>9}{:>9}{:>9}", "stage", "p50", "p95", "max");
+        say!(
+            "\nhandler {handler}, {PODS} pods {text} (ms)\n{:<28}{:>9}{:>9}{:>9}",
+            "stage",
+            "p50",
+            "p95",
+            "max"
+        );
         for (stage, times) in &self.0 {
             let [middle, high, most] = [50, 95, 100].map(|percent| millis(percentile(times, percent)));
             say!("{stage:<28}{middle:>9.2}{high:>9.2}{most:>9.2}");
@@ -122,10 +130,16 @@ fn at_once(node: &Node) -> Result<()> {
             .chunks(PODS_AT_ONCE / CLIENTS)
             .map(|share| scope.spawn(move || bring_up(&Cri::new(socket)?, share, container)))
             .collect();
-        clients.into_iter().try_for_each(|client| client.join().unwrap_or_else(|_| anyhow::bail!("a client panicked")))
+        clients
+            .into_iter()
+            .try_for_each(|client| client.join().unwrap_or_else(|_| anyhow::bail!("a client panicked")))
     })?;
     let took = began.elapsed();
-    say!("\n{CLIENTS} clients, {PODS_AT_ONCE} pods: {:.0} ms, {:.1} pods/s", millis(took), f64::from(50_u8) / took.as_secs_f64());
+    say!(
+        "\n{CLIENTS} clients, {PODS_AT_ONCE} pods: {:.0} ms, {:.1} pods/s",
+        millis(took),
+        f64::from(50_u8) / took.as_secs_f64()
+    );
     node.remove_all()
 }
 
@@ -149,7 +163,9 @@ fn memory(node: &Node) -> Result<()> {
     for entry in fs::read_dir("/proc")?.flatten() {
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let exe = fs::read_link(entry.path().join("exe")).unwrap_or_default();
-        if String::from_utf8_lossy(&command).contains("crisp-shim") || exe.to_string_lossy().contains("crisp-shim") {
+        if String::from_utf8_lossy(&command).contains("crisp-shim")
+            || exe.to_string_lossy().contains("crisp-shim")
+        {
             shims.push((kib(&entry.path(), "Pss:")?, kib(&entry.path(), "Private_Dirty:")?));
         }
     }
@@ -157,7 +173,12 @@ fn memory(node: &Node) -> Result<()> {
     let (pss, dirty) = shims.iter().fold((0, 0), |(pss, dirty), shim| (pss + shim.0, dirty + shim.1));
     let daemon = format!("/proc/{}", node.daemon_pid()?);
     say!("\nmemory with {PODS_FOR_MEMORY} pods of one container");
-    say!("{} shims: PSS {} KiB each on average, {} KiB private dirty", shims.len(), pss / count, dirty / count);
+    say!(
+        "{} shims: PSS {} KiB each on average, {} KiB private dirty",
+        shims.len(),
+        pss / count,
+        dirty / count
+    );
     say!("daemon: PSS {} KiB", kib(Path::new(&daemon), "Pss:")?);
     node.remove_all()
 }
@@ -165,6 +186,7 @@ fn memory(node: &Node) -> Result<()> {
 /// A line of `smaps_rollup` in KiB.
 fn kib(process: &Path, key: &str) -> Result<u64> {
     let text = fs::read_to_string(process.join("smaps_rollup"))?;
-    let line = text.lines().find(|line| line.starts_with(key)).with_context(|| format!("{key} in smaps_rollup"))?;
+    let line =
+        text.lines().find(|line| line.starts_with(key)).with_context(|| format!("{key} in smaps_rollup"))?;
     Ok(line.split_whitespace().nth(1).unwrap_or("0").parse()?)
 }

@@ -62,11 +62,20 @@ struct Failure {
     message: String,
 }
 
+/// What is done with `CONFORMANCE.md`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// It must say what is so.
+    Compare,
+    /// It is written anew.
+    Update,
+}
+
 /// Runs critest; whether reality and table agree. With `focus` only matching specs run and nothing is compared.
 ///
 /// # Errors
 /// When the node does not start or critest gives no report.
-pub fn run(focus: Option<&str>, update: bool) -> Result<bool> {
+pub fn run(focus: Option<&str>, table: Table) -> Result<bool> {
     let mut registry = Registry::start(Path::new("/run/registry"), REGISTRY_PORT)?;
     let mut node = Node::start("critest", 1, &registry, &Options::default())?;
     let report = critest(&node, focus);
@@ -84,7 +93,7 @@ pub fn run(focus: Option<&str>, update: bool) -> Result<bool> {
     }
     let path = paths::crate_dir().join("CONFORMANCE.md");
     let listed = read_table(&fs::read_to_string(&path).unwrap_or_default())?;
-    if update {
+    if table == Table::Update {
         fs::write(&path, write_table(&specs, &listed))?;
         return Ok(true);
     }
@@ -108,7 +117,17 @@ fn critest(node: &Node, focus: Option<&str>) -> Result<PathBuf> {
     let endpoint = format!("unix://{}", node.socket().display());
     let log = fs::File::create(reports.join("critest.log"))?;
     let mut command = Command::new(paths::tools().join("ginkgo"));
-    command.args(["--nodes", &PARALLEL.to_string(), "--seed", "1", "--timeout", "20m", "--no-color", "--skip", "benchmark"]);
+    command.args([
+        "--nodes",
+        &PARALLEL.to_string(),
+        "--seed",
+        "1",
+        "--timeout",
+        "20m",
+        "--no-color",
+        "--skip",
+        "benchmark",
+    ]);
     command.args(["--json-report", "critest.json"]).arg("--output-dir").arg(&reports);
     if let Some(focus) = focus {
         command.args(["--focus", focus]);
@@ -172,7 +191,9 @@ fn read_table(text: &str) -> Result<BTreeMap<String, Outcome>> {
     let mut rows = BTreeMap::new();
     for line in text.lines().filter(|line| line.starts_with("| ")) {
         let cells = cells(line);
-        let [spec, result, reason] = cells.as_slice() else { bail!("CONFORMANCE.md: not three cells: {line}") };
+        let [spec, result, reason] = cells.as_slice() else {
+            bail!("CONFORMANCE.md: not three cells: {line}")
+        };
         if spec != "Spec" {
             rows.insert(spec.clone(), Outcome { result: result.clone(), reason: reason.clone() });
         }

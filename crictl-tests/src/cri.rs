@@ -51,7 +51,8 @@ impl Cri {
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        let client = ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let client =
+            ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         self.tokio.block_on(call(client)).map(Response::into_inner)
     }
 

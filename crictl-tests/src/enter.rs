@@ -34,11 +34,15 @@ struct Hierarchy {
 /// # Errors
 /// When the caller is not root, or a cgroup cannot be made.
 pub fn run_inside(arguments: &[String]) -> Result<i32> {
-    ensure!(rustix::process::geteuid().is_root(), "root is required: the tests make namespaces, mounts and cgroups");
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "root is required: the tests make namespaces, mounts and cgroups"
+    );
     let hierarchies = hierarchies(&fs::read_to_string("/proc/self/mountinfo")?);
     remove_stale(&hierarchies);
     let name = format!("{CGROUP_PREFIX}{}", std::process::id());
-    let cgroups: Vec<PathBuf> = hierarchies.iter().map(|hierarchy| hierarchy.mount_point.join(&name)).collect();
+    let cgroups: Vec<PathBuf> =
+        hierarchies.iter().map(|hierarchy| hierarchy.mount_point.join(&name)).collect();
     for cgroup in &cgroups {
         make_cgroup(cgroup)?;
     }
@@ -48,7 +52,17 @@ pub fn run_inside(arguments: &[String]) -> Result<i32> {
         .args(["-c", join, "sh"])
         .args(&cgroups)
         .arg("--")
-        .args(["unshare", "--mount", "--net", "--pid", "--ipc", "--uts", "--cgroup", "--fork", "--kill-child"])
+        .args([
+            "unshare",
+            "--mount",
+            "--net",
+            "--pid",
+            "--ipc",
+            "--uts",
+            "--cgroup",
+            "--fork",
+            "--kill-child",
+        ])
         .args(["--propagation", "private", "--"])
         .arg(std::env::current_exe()?)
         .args(["inside", "--"])
@@ -73,7 +87,13 @@ pub fn inside(arguments: &[String]) -> Result<i32> {
     fs::create_dir_all("/run/tmp")?;
     run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
     let mut command = Command::new(std::env::current_exe()?);
-    let driver = command.args(["driver", "--"]).args(arguments).env("RUST_LIB_BACKTRACE", "0").env("TMPDIR", "/run/tmp").spawn()?.id();
+    let driver = command
+        .args(["driver", "--"])
+        .args(arguments)
+        .env("RUST_LIB_BACKTRACE", "0")
+        .env("TMPDIR", "/run/tmp")
+        .spawn()?
+        .id();
     loop {
         // Everything whose parent ended comes to us; only the driver's end matters.
         let Some((pid, status)) = wait(WaitOptions::empty())? else { bail!("no child is left") };
@@ -146,7 +166,11 @@ fn controllers(options: &str) -> String {
         .split(',')
         .filter(|option| !OTHERS.contains(option) && !option.starts_with("release_agent"))
         .collect();
-    if kept.iter().all(|option| option.starts_with("name=")) { format!("none,{}", kept.join(",")) } else { kept.join(",") }
+    if kept.iter().all(|option| option.starts_with("name=")) {
+        format!("none,{}", kept.join(","))
+    } else {
+        kept.join(",")
+    }
 }
 
 fn make_cgroup(path: &Path) -> Result<()> {

@@ -73,7 +73,8 @@ fn processes(scope: &Scope, found: &mut BTreeSet<String>) {
             continue;
         }
         let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-        let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).unwrap_or("?").to_owned();
+        let state =
+            stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).unwrap_or("?").to_owned();
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let name = String::from_utf8_lossy(&line).replace('\0', " ");
         // A zombie of somebody else's child says so in its state.
@@ -133,7 +134,9 @@ fn files_below(folder: &Path, found: &mut BTreeSet<String>) {
 }
 
 fn network(found: &mut BTreeSet<String>) -> Result<()> {
-    for (kind, arguments) in [("link", ["-o", "link"]), ("address", ["-o", "addr"]), ("route", ["route", "show"])] {
+    for (kind, arguments) in
+        [("link", ["-o", "link"]), ("address", ["-o", "addr"]), ("route", ["route", "show"])]
+    {
         for line in output(Command::new("ip").args(arguments))?.lines() {
             found.insert(format!("{kind} {}", stable(kind, line)));
         }

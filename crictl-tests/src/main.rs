@@ -62,7 +62,6 @@ fn main() -> Result<()> {
             enter::run_inside(&std::env::args().skip(1).collect::<Vec<_>>())?
         }
     };
-    #[expect(clippy::exit, reason = "the exit code is the result")]
     std::process::exit(code)
 }
 
@@ -70,7 +69,10 @@ fn main() -> Result<()> {
 fn drive(command: Command) -> Result<bool> {
     match command {
         Command::Test { filters } => suite::run(&filters),
-        Command::Critest { focus, update } => conformance::run(focus.as_deref(), update),
+        Command::Critest { focus, update } => {
+            let table = if update { conformance::Table::Update } else { conformance::Table::Compare };
+            conformance::run(focus.as_deref(), table)
+        }
         Command::Bench { dir } => bench::run(dir.as_deref()).map(|()| true),
         Command::Node => suite::wait_here().map(|()| true),
         Command::Prepare | Command::Vm | Command::Inside { .. } | Command::Driver { .. } => {

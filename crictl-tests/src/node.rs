@@ -78,7 +78,9 @@ impl Node {
         }
         if let Some(bytes) = options.root_bytes {
             let size = format!("size={bytes},mode=700");
-            run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "crictl-tests"]).arg(dir.join("root")))?;
+            run(Command::new("mount")
+                .args(["-t", "tmpfs", "-o", &size, "crictl-tests"])
+                .arg(dir.join("root")))?;
         }
         registry.write_hosts(&dir.join("certs.d"))?;
         if let Some(cni) = &options.cni {
@@ -233,7 +235,11 @@ impl Node {
     /// When it succeeds.
     pub fn crictl_fails(&self, arguments: &[&str]) -> Result<String> {
         let done = self.crictl_command(arguments).output()?;
-        ensure!(!done.status.success(), "crictl {arguments:?} succeeded: {}", String::from_utf8_lossy(&done.stdout));
+        ensure!(
+            !done.status.success(),
+            "crictl {arguments:?} succeeded: {}",
+            String::from_utf8_lossy(&done.stdout)
+        );
         Ok(String::from_utf8_lossy(&done.stderr).into_owned())
     }
 
@@ -250,7 +256,9 @@ impl Node {
     /// # Errors
     /// When it ends with another code than 0.
     pub fn crisp(&self, arguments: &[&str]) -> Result<String> {
-        output(Command::new(paths::binaries().join("crisp")).args(arguments).env("CRISP_ADDRESS", self.socket()))
+        output(
+            Command::new(paths::binaries().join("crisp")).args(arguments).env("CRISP_ADDRESS", self.socket()),
+        )
     }
 
     /// Writes a file for a client.
@@ -374,7 +382,18 @@ impl Node {
                 run(Command::new("nft").arg("delete").args(table.split_whitespace()))?;
             }
         }
-        drop(run(Command::new("find").args(["/sys/fs/cgroup", "-depth", "-type", "d", "-path", &format!("*/crisp{}*", self.number), "-exec", "rmdir", "{}", ";"])));
+        drop(run(Command::new("find").args([
+            "/sys/fs/cgroup",
+            "-depth",
+            "-type",
+            "d",
+            "-path",
+            &format!("*/crisp{}*", self.number),
+            "-exec",
+            "rmdir",
+            "{}",
+            ";",
+        ])));
         fs::remove_dir_all(&self.dir)?;
         Ok(())
     }

@@ -109,7 +109,11 @@ impl Node {
     pub fn wait_exit(&self, container: &str) -> Result<cri::ContainerStatus> {
         eventually(Seconds(20), || {
             let status = self.cri.container_status(container)?;
-            ensure!(status.state() == cri::ContainerState::ContainerExited, "{container} is {:?}", status.state());
+            ensure!(
+                status.state() == cri::ContainerState::ContainerExited,
+                "{container} is {:?}",
+                status.state()
+            );
             Ok(status)
         })
     }
@@ -157,7 +161,8 @@ impl Node {
     /// # Errors
     /// When it ends otherwise.
     pub fn exec(&self, container: &str, command: &[&str]) -> Result<String> {
-        let (code, stdout, stderr) = self.cri.exec(container, command).with_context(|| format!("exec {command:?}"))?;
+        let (code, stdout, stderr) =
+            self.cri.exec(container, command).with_context(|| format!("exec {command:?}"))?;
         ensure!(code == 0, "{command:?} ended with {code}: {stdout}{stderr}");
         Ok(stdout)
     }

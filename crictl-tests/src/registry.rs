@@ -11,6 +11,9 @@ use crate::eventually::{Seconds, eventually};
 use crate::images::RegistryStore;
 use crate::paths;
 
+/// The password `secret` as htpasswd files have it.
+const SECRET_BCRYPT: &str = "$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a";
+
 /// A running registry; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Registry {
@@ -25,22 +28,42 @@ impl Registry {
     /// # Errors
     /// When the images are not made yet, or the registry does not answer.
     pub fn start(dir: &Path, port: u16) -> Result<Self> {
+        Self::copy(dir)?;
+        Self::serve(dir, port)
+    }
+
+    /// The same for a registry that serves only the user `user` with the password `secret`.
+    ///
+    /// # Errors
+    /// As [`Registry::start`].
+    pub fn start_with_password(dir: &Path, port: u16) -> Result<Self> {
+        Self::copy(dir)?;
+        fs::write(dir.join("htpasswd"), format!("user:{SECRET_BCRYPT}\n"))?;
+        Self::serve(dir, port)
+    }
+
+    fn copy(dir: &Path) -> Result<()> {
         fs::create_dir_all(dir)?;
         let storage = dir.join("storage");
         let built = paths::images().join("store");
         ensure!(built.exists(), "no images at {}: run `crictl-tests prepare` first", built.display());
-        run(Command::new("cp").arg("-a").arg(&built).arg(&storage))?;
-        Self::serve(dir, port)
+        run(Command::new("cp").arg("-a").arg(&built).arg(&storage)).map(drop)
     }
 
     fn serve(dir: &Path, port: u16) -> Result<Self> {
         let storage = dir.join("storage");
         let config = dir.join("config.yml");
+        let passwords = dir.join("htpasswd");
+        let auth = if passwords.exists() {
+            format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", passwords.display())
+        } else {
+            String::new()
+        };
         fs::write(
             &config,
             format!(
                 "version: 0.1\nlog:\n  level: warn\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    \
-                 rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n",
+                 rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n{auth}",
                 storage.display()
             ),
         )?;
@@ -54,7 +77,8 @@ impl Registry {
             .spawn()
             .context("start docker-registry")?;
         let registry = Self { child, port, dir: dir.to_owned() };
-        eventually(Seconds(10), || Ok(TcpStream::connect(("127.0.0.1", port)).map(drop)?)).context("the registry")?;
+        eventually(Seconds(10), || Ok(TcpStream::connect(("127.0.0.1", port)).map(drop)?))
+            .context("the registry")?;
         Ok(registry)
     }
 

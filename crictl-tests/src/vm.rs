@@ -58,8 +58,7 @@ fn busybox_archive() -> Result<Vec<u8>> {
         "config": {"Cmd": ["sh"], "Env": ["PATH=/bin"]},
         "rootfs": {"type": "layers", "diff_ids": [packed.diff_id]},
     });
-    let manifest =
-        serde_json::json!([{"Config": "config.json", "RepoTags": ["example.org/busybox:1"], "Layers": ["layer.tar"]}]);
+    let manifest = serde_json::json!([{"Config": "config.json", "RepoTags": ["example.org/busybox:1"], "Layers": ["layer.tar"]}]);
     Tree::default()
         .file("config.json", serde_json::to_vec(&config)?, 0o644)
         .file("layer.tar", tar, 0o644)

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::debian::Debian;
 use super::layer::{Compression, Layer, Tree};
-use super::store::{Family, ImageConfig, RegistryStore};
+use super::store::{Family, Form, ImageConfig, RegistryStore};
 use crate::command::{output, run};
 use crate::paths;
 
@@ -20,7 +20,8 @@ const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\
     www-data:x:33:33:www-data:/var/www:/bin/false\n\
     operator:x:37:37:Operator:/var:/bin/false\n\
     nobody:x:65534:65534:nobody:/home:/bin/false\n";
-const GROUP: &str = "root:x:0:\ndaemon:x:1:\nwww-data:x:33:\noperator:x:37:\nusers:x:100:\nnogroup:x:65534:\n";
+const GROUP: &str =
+    "root:x:0:\ndaemon:x:1:\nwww-data:x:33:\noperator:x:37:\nusers:x:100:\nnogroup:x:65534:\n";
 
 /// Makes every image below `dir`: `store/` is the storage folder of the registry. Nothing is done when the folder is
 /// complete already.
@@ -97,13 +98,13 @@ impl Catalog {
     }
 
     fn busybox_images(&self) -> Result<()> {
-        self.put("e2e-test-images/busybox", &["1.29-2"], Family::Oci, &Self::shell(), &self.full(None)?)?;
+        self.put(("e2e-test-images/busybox", &["1.29-2"]), Family::Oci, &Self::shell(), &self.full(None)?)?;
         let plain = [self.busybox.layer(Compression::DockerGzip)?];
-        self.put("library/busybox", &["latest", "1", "stable"], Family::Docker, &Self::shell(), &plain)?;
+        self.put(("library/busybox", &["latest", "1", "stable"]), Family::Docker, &Self::shell(), &plain)?;
         for tag in ["1", "1-glibc", "1-musl", "1-uclibc", "1.35.0-glibc"] {
             let marker = Tree::default().file("marker", tag, 0o644).layer(Compression::OciPlain)?;
             let layers = [self.busybox.layer(Compression::OciZstd)?, marker];
-            self.put("docker/library/busybox", &[tag], Family::Oci, &Self::shell(), &layers)?;
+            self.put(("docker/library/busybox", &[tag]), Family::Oci, &Self::shell(), &layers)?;
         }
         Ok(())
     }
@@ -118,35 +119,44 @@ impl Catalog {
                 .dir("var/log/nginx", 0o755)
                 .dir("var/lib/nginx", 0o755)
         };
-        let welcome = "<html><head><title>Welcome to nginx!</title></head><body>Welcome to nginx!</body></html>\n";
+        let welcome =
+            "<html><head><title>Welcome to nginx!</title></head><body>Welcome to nginx!</body></html>\n";
         let foreground = ImageConfig {
             entrypoint: ["nginx", "-g", "daemon off;"].map(str::to_owned).to_vec(),
             stop_signal: "SIGTERM".into(),
             ..ImageConfig::default()
         };
         let layers = self.full(Some(&nginx(welcome, 80)))?;
-        self.put("e2e-test-images/nginx", &["1.14-2"], Family::Docker, &foreground, &layers)?;
-        self.put("library/nginx", &["latest"], Family::Docker, &foreground, &layers)?;
+        self.put(("e2e-test-images/nginx", &["1.14-2"]), Family::Docker, &foreground, &layers)?;
+        self.put(("library/nginx", &["latest"]), Family::Docker, &foreground, &layers)?;
         let name = format!("k8s-staging-cri-tools/hostnet-nginx-{}", architecture());
         let layers = self.full(Some(&nginx(welcome, HOST_NETWORK_PORT)))?;
-        self.put(&name, &["latest"], Family::Oci, &foreground, &layers)?;
+        self.put((&name, &["latest"]), Family::Oci, &foreground, &layers)?;
 
         let script = "#!/bin/sh\necho 'httpd: starting'\nexec nginx -g 'daemon off;'\n";
-        let httpd = nginx("<html><body><h1>It works!</h1></body></html>\n", 80).file("usr/bin/httpd-foreground", script, 0o755);
+        let httpd = nginx("<html><body><h1>It works!</h1></body></html>\n", 80).file(
+            "usr/bin/httpd-foreground",
+            script,
+            0o755,
+        );
         let config = ImageConfig { cmd: vec!["httpd-foreground".into()], ..ImageConfig::default() };
-        self.put("e2e-test-images/httpd", &["2.4.39-4"], Family::Oci, &config, &self.full(Some(&httpd))?)
+        self.put(("e2e-test-images/httpd", &["2.4.39-4"]), Family::Oci, &config, &self.full(Some(&httpd))?)
     }
 
     fn static_programs(&self) -> Result<()> {
         let nnp = Tree::default().file("nnp", self.nonewprivs.clone(), 0o4755).dir("tmp", 0o1777);
         let config = ImageConfig { entrypoint: vec!["/nnp".into()], ..ImageConfig::default() };
         let layers = [nnp.layer(Compression::DockerGzip)?];
-        self.put("e2e-test-images/nonewprivs", &["1.3"], Family::Docker, &config, &layers)?;
+        self.put(("e2e-test-images/nonewprivs", &["1.3"]), Family::Docker, &config, &layers)?;
 
         let pause = Tree::default().file("pause", self.pause.clone(), 0o755);
-        let config = ImageConfig { entrypoint: vec!["/pause".into()], user: "65535:65535".into(), ..ImageConfig::default() };
+        let config = ImageConfig {
+            entrypoint: vec!["/pause".into()],
+            user: "65535:65535".into(),
+            ..ImageConfig::default()
+        };
         let tags = ["3.6", "3.7", "3.8", "3.9", "3.10", "3.10.1", "3.10.2"];
-        self.put("pause", &tags, Family::Docker, &config, &[pause.layer(Compression::DockerGzip)?])
+        self.put(("pause", &tags), Family::Docker, &config, &[pause.layer(Compression::DockerGzip)?])
     }
 
     fn users(&self) -> Result<()> {
@@ -157,14 +167,27 @@ impl Catalog {
             ("test-image-user-username-group", "www-data:100"),
         ] {
             let config = ImageConfig { user: user.into(), ..Self::shell() };
-            self.put(&format!("k8s-staging-cri-tools/{name}"), &["latest"], Family::Oci, &config, &self.full(None)?)?;
+            self.put(
+                (&format!("k8s-staging-cri-tools/{name}"), &["latest"]),
+                Family::Oci,
+                &config,
+                &self.full(None)?,
+            )?;
         }
         let users = Tree::default()
-            .file("etc/passwd", format!("{PASSWD}default-user:x:1000:1000::/home/default-user:/bin/sh\n"), 0o644)
-            .file("etc/group", format!("{GROUP}default-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\n"), 0o644);
+            .file(
+                "etc/passwd",
+                format!("{PASSWD}default-user:x:1000:1000::/home/default-user:/bin/sh\n"),
+                0o644,
+            )
+            .file(
+                "etc/group",
+                format!("{GROUP}default-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\n"),
+                0o644,
+            );
         let config = ImageConfig { user: "1000".into(), ..Self::shell() };
         let name = "k8s-staging-cri-tools/test-image-predefined-group";
-        self.put(name, &["latest"], Family::Oci, &config, &self.full(Some(&users))?)
+        self.put((name, &["latest"]), Family::Oci, &config, &self.full(Some(&users))?)
     }
 
     /// Images that differ from each other by one file.
@@ -187,17 +210,28 @@ impl Catalog {
                 let hide = Tree::default().file(".wh.marker", "", 0o644).file("etc/.wh..wh..opq", "", 0o644);
                 layers.push(hide.file("etc/only", "here\n", 0o644).layer(Compression::OciGzip)?);
             }
-            self.put(&format!("k8s-staging-cri-tools/{name}"), tags, Family::Oci, &Self::shell(), &layers)?;
+            self.put((&format!("k8s-staging-cri-tools/{name}"), tags), Family::Oci, &Self::shell(), &layers)?;
         }
         Ok(())
     }
 
     /// Writes the image for this machine, one for the other architecture that cannot run, and the index over both.
-    fn put(&self, repository: &str, tags: &[&str], family: Family, config: &ImageConfig, layers: &[Layer]) -> Result<()> {
-        let ours = self.store.put_image(repository, family, architecture(), config, layers)?;
+    fn put(
+        &self,
+        (repository, tags): (&str, &[&str]),
+        family: Family,
+        config: &ImageConfig,
+        layers: &[Layer],
+    ) -> Result<()> {
+        let ours = self.store.put_image(repository, Form { family, arch: architecture() }, config, layers)?;
         let wrong = Tree::default().file("wrong-architecture", other_architecture(), 0o644);
-        let wrong = [wrong.layer(if family == Family::Docker { Compression::DockerGzip } else { Compression::OciGzip })?];
-        let theirs = self.store.put_image(repository, family, other_architecture(), config, &wrong)?;
+        let wrong = [wrong.layer(if family == Family::Docker {
+            Compression::DockerGzip
+        } else {
+            Compression::OciGzip
+        })?];
+        let theirs =
+            self.store.put_image(repository, Form { family, arch: other_architecture() }, config, &wrong)?;
         // The other one comes first, so that taking the first entry is found out.
         let entries = [(other_architecture(), theirs), (architecture(), ours)];
         let index = self.store.put_index(repository, family, &entries)?;
@@ -207,7 +241,8 @@ impl Catalog {
 
 /// Debian's static busybox with a link per applet, and the folders and accounts that programs expect.
 fn busybox(debian: &Debian, dir: &Path) -> Result<Tree> {
-    let program = without_line_numbers(debian.read("/bin/busybox").or_else(|_| debian.read("/usr/bin/busybox"))?)?;
+    let program =
+        without_line_numbers(debian.read("/bin/busybox").or_else(|_| debian.read("/usr/bin/busybox"))?)?;
     let on_disk = dir.join("busybox");
     fs::write(&on_disk, &program)?;
     run(Command::new("chmod").arg("755").arg(&on_disk))?;

@@ -88,7 +88,10 @@ impl Debian {
     }
 
     fn library_folders(&self) -> Vec<String> {
-        ["lib", "usr/lib"].iter().map(|dir| self.root.join(dir).join(triplet()).display().to_string()).collect()
+        ["lib", "usr/lib"]
+            .iter()
+            .map(|dir| self.root.join(dir).join(triplet()).display().to_string())
+            .collect()
     }
 
     /// Follows links inside the unpacked tree; packages may link absolutely, which means "below the root".

@@ -49,6 +49,15 @@ pub enum Family {
     Oci,
 }
 
+/// Media types and architecture of one manifest.
+#[derive(Clone, Copy, Debug)]
+pub struct Form<'a> {
+    /// Family of its media types.
+    pub family: Family,
+    /// In the words of an index: `amd64`, `arm64`.
+    pub arch: &'a str,
+}
+
 /// What a manifest is called and how long it is.
 #[derive(Clone, Debug)]
 pub struct Descriptor {
@@ -106,8 +115,7 @@ impl RegistryStore {
     pub fn put_image(
         &self,
         repository: &str,
-        family: Family,
-        arch: &str,
+        form: Form<'_>,
         config: &ImageConfig,
         layers: &[Layer],
     ) -> Result<Descriptor> {
@@ -118,8 +126,8 @@ impl RegistryStore {
                 Ok(json!({"mediaType": layer.media_type, "digest": digest, "size": layer.bytes.len()}))
             })
             .collect::<Result<_>>()?;
-        let config = serde_json::to_vec(&config_json(arch, config, layers))?;
-        let (manifest_type, config_type) = match family {
+        let config = serde_json::to_vec(&config_json(form.arch, config, layers))?;
+        let (manifest_type, config_type) = match form.family {
             Family::Docker => (DOCKER_MANIFEST, DOCKER_CONFIG),
             Family::Oci => (OCI_MANIFEST, OCI_CONFIG),
         };
@@ -160,7 +168,12 @@ impl RegistryStore {
     ///
     /// # Errors
     /// When the folder cannot be written.
-    pub fn put_manifest(&self, repository: &str, media_type: &'static str, manifest: &Value) -> Result<Descriptor> {
+    pub fn put_manifest(
+        &self,
+        repository: &str,
+        media_type: &'static str,
+        manifest: &Value,
+    ) -> Result<Descriptor> {
         let bytes = serde_json::to_vec(manifest)?;
         let digest = digest(&bytes);
         write(&self.blob_path(&digest), &bytes)?;

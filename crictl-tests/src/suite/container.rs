@@ -28,11 +28,15 @@ tests![
 
 fn exit_codes_and_reasons(node: &mut Node, _: &mut Registry) -> Result<()> {
     let pod = node.run(node.pod("exit"))?;
-    for (name, script, code, reason) in [("zero", "exit 0", 0, "Completed"), ("three", "exit 3", 3, "Error")] {
+    for (name, script, code, reason) in [("zero", "exit 0", 0, "Completed"), ("three", "exit 3", 3, "Error")]
+    {
         let id = node.launch(&pod, &node.container(name, &["sh", "-c", script]))?;
         let status = node.wait_exit(&id)?;
         same(name, &(status.exit_code, status.reason.as_str()), &(code, reason))?;
-        ensure!(status.started_at >= status.created_at && status.finished_at >= status.started_at, "{status:?}");
+        ensure!(
+            status.started_at >= status.created_at && status.finished_at >= status.started_at,
+            "{status:?}"
+        );
     }
     // PID 1 is ended only by SIGKILL, and only from outside.
     let id = node.launch(&pod, &node.container("killed", &["sleep", "1000"]))?;
@@ -49,7 +53,10 @@ fn exit_codes_and_reasons(node: &mut Node, _: &mut Registry) -> Result<()> {
 
 fn stop_sends_the_signal_then_kills(node: &mut Node, _: &mut Registry) -> Result<()> {
     let pod = node.run(node.pod("stop"))?;
-    let polite = node.container("polite", &["sh", "-c", "trap 'echo bye; exit 9' TERM; echo on; while :; do sleep 0.05; done"]);
+    let polite = node.container(
+        "polite",
+        &["sh", "-c", "trap 'echo bye; exit 9' TERM; echo on; while :; do sleep 0.05; done"],
+    );
     let id = node.launch(&pod, &polite)?;
     eventually(Seconds(5), || {
         ensure!(!node.log(&pod, &polite)?.is_empty(), "the trap is set");
@@ -58,7 +65,11 @@ fn stop_sends_the_signal_then_kills(node: &mut Node, _: &mut Registry) -> Result
     node.cri.stop(&id, 30)?;
     let status = node.cri.container_status(&id)?;
     same("polite", &(status.state(), status.exit_code), &(cri::ContainerState::ContainerExited, 9))?;
-    same("last line", &node.log(&pod, &polite)?.last().map(|line| line.text.clone()), &Some("bye".to_owned()))?;
+    same(
+        "last line",
+        &node.log(&pod, &polite)?.last().map(|line| line.text.clone()),
+        &Some("bye".to_owned()),
+    )?;
 
     let began = std::time::Instant::now();
     let id = node.launch(&pod, &node.container("deaf", &["sleep", "1000"]))?;
@@ -67,7 +78,8 @@ fn stop_sends_the_signal_then_kills(node: &mut Node, _: &mut Registry) -> Result
     same("deaf", &node.cri.container_status(&id)?.exit_code, &137)?;
     ensure!((1.0..8.0).contains(&took), "a grace of 1 s took {took:.1} s");
 
-    let mut other = node.container("usr1", &["sh", "-c", "trap 'exit 5' USR1; echo on; while :; do sleep 0.05; done"]);
+    let mut other =
+        node.container("usr1", &["sh", "-c", "trap 'exit 5' USR1; echo on; while :; do sleep 0.05; done"]);
     other.stop_signal = cri::Signal::Sigusr1.into();
     let id = node.launch(&pod, &other)?;
     eventually(Seconds(5), || {
@@ -106,11 +118,22 @@ fn logs_keep_every_byte(node: &mut Node, _: &mut Registry) -> Result<()> {
     let bytes = fs::read(Node::log_file(&pod, &config))?;
     ensure!(bytes.ends_with(b"no end\n"), "the file ends with a line");
     let log = node.log(&pod, &config)?;
-    let stdout: Vec<(&str, usize)> =
-        log.iter().filter(|line| line.stream == "stdout").map(|line| (line.tag.as_str(), line.text.len())).collect();
-    let expected = vec![("F", 3), ("F", 0), ("P", LINE_BYTES), ("P", LINE_BYTES), ("F", 40000 - 2 * LINE_BYTES), ("P", 6)];
+    let stdout: Vec<(&str, usize)> = log
+        .iter()
+        .filter(|line| line.stream == "stdout")
+        .map(|line| (line.tag.as_str(), line.text.len()))
+        .collect();
+    let expected = vec![
+        ("F", 3),
+        ("F", 0),
+        ("P", LINE_BYTES),
+        ("P", LINE_BYTES),
+        ("F", 40000 - 2 * LINE_BYTES),
+        ("P", 6),
+    ];
     same("stdout", &stdout, &expected)?;
-    let stderr: Vec<&str> = log.iter().filter(|line| line.stream == "stderr").map(|line| line.text.as_str()).collect();
+    let stderr: Vec<&str> =
+        log.iter().filter(|line| line.stream == "stderr").map(|line| line.text.as_str()).collect();
     same("stderr", &stderr, &vec!["err"])?;
     let times: Vec<&str> = log.iter().map(|line| line.time.as_str()).collect();
     ensure!(times.is_sorted(), "times {times:?}");
@@ -125,7 +148,8 @@ fn logs_keep_every_byte(node: &mut Node, _: &mut Registry) -> Result<()> {
 
 fn logs_reopen_after_rotation(node: &mut Node, _: &mut Registry) -> Result<()> {
     let pod = node.run(node.pod("rotate"))?;
-    let config = node.container("c", &["sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); usleep 2000; done"]);
+    let config =
+        node.container("c", &["sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); usleep 2000; done"]);
     let id = node.launch(&pod, &config)?;
     let file = Node::log_file(&pod, &config);
     eventually(Seconds(5), || {
@@ -160,11 +184,12 @@ fn environment_and_arguments(node: &mut Node, _: &mut Registry) -> Result<()> {
 
 fn users_and_groups(node: &mut Node, _: &mut Registry) -> Result<()> {
     let pod = node.run(node.pod("users"))?;
-    let id = |node: &Node, name: &str, set: &dyn Fn(&mut cri::LinuxContainerSecurityContext)| -> Result<String> {
-        let mut config = node.container(name, &["sh", "-c", "echo $(id -u) $(id -g) $(id -G)"]);
-        set(security(&mut config));
-        node.printed(&pod, &config)
-    };
+    let id =
+        |node: &Node, name: &str, set: &dyn Fn(&mut cri::LinuxContainerSecurityContext)| -> Result<String> {
+            let mut config = node.container(name, &["sh", "-c", "echo $(id -u) $(id -g) $(id -G)"]);
+            set(security(&mut config));
+            node.printed(&pod, &config)
+        };
     same("root", &id(node, "root", &|_| ())?.as_str(), &"0 0 0")?;
     let user = |value| Some(cri::Int64Value { value });
     same("uid", &id(node, "uid", &|s| s.run_as_user = user(1001))?.as_str(), &"1001 0 0")?;
@@ -217,7 +242,10 @@ fn capabilities_and_privileges(node: &mut Node, _: &mut Registry) -> Result<()> 
     let mut config = node.container("privileged", &["sh", "-c", "mkdir -p /mnt; mount -t tmpfs none /mnt"]);
     security(&mut config).privileged = true;
     node.printed(&pod, &config)?;
-    let (code, _) = node.run_to_end(&pod, &node.container("plain", &["sh", "-c", "mkdir -p /mnt; mount -t tmpfs none /mnt"]))?;
+    let (code, _) = node.run_to_end(
+        &pod,
+        &node.container("plain", &["sh", "-c", "mkdir -p /mnt; mount -t tmpfs none /mnt"]),
+    )?;
     ensure!(code != 0, "a plain container cannot mount");
     Ok(())
 }
@@ -279,7 +307,8 @@ fn mounts(node: &mut Node, _: &mut Registry) -> Result<()> {
         ..Default::default()
     };
     let mut config = node.container("c", &["sleep", "1000"]);
-    config.mounts = vec![bind("shared", "/rw", false), bind("shared", "/ro", true), bind("by-link", "/deep/link", false)];
+    config.mounts =
+        vec![bind("shared", "/rw", false), bind("shared", "/ro", true), bind("by-link", "/deep/link", false)];
     config.mounts.push(bind("shared/note", "/etc/note", true));
     let id = node.launch(&pod, &config)?;
     for path in ["/rw/note", "/ro/note", "/deep/link/note", "/etc/note"] {
@@ -290,7 +319,11 @@ fn mounts(node: &mut Node, _: &mut Registry) -> Result<()> {
     let (code, _, stderr) = node.cri.exec(&id, &["touch", "/ro/new"])?;
     ensure!(code != 0 && stderr.contains("Read-only"), "{code} {stderr}");
     let status = node.cri.container_status(&id)?;
-    ensure!(status.mounts.iter().any(|mount| mount.container_path == "/ro" && mount.readonly), "{:?}", status.mounts);
+    ensure!(
+        status.mounts.iter().any(|mount| mount.container_path == "/ro" && mount.readonly),
+        "{:?}",
+        status.mounts
+    );
     let mut missing = node.container("missing", &["true"]);
     missing.mounts = vec![bind("not/there", "/x", false)];
     if let Ok(id) = node.cri.create(&pod.id, &missing, &pod.config) {
@@ -323,11 +356,19 @@ fn limits_reach_the_kernel(node: &mut Node, _: &mut Registry) -> Result<()> {
     wanted.oom_score_adj = 500;
     let id = node.launch(&pod, &config)?;
     same("oom_score_adj", &node.exec(&id, &["cat", "/proc/self/oom_score_adj"])?.trim(), &"500")?;
-    let read = |v1: &str, v2: &str| node.exec(&id, &["sh", "-c", &format!("cat /sys/fs/cgroup/{v1} 2>/dev/null || cat /sys/fs/cgroup/{v2}")]);
+    let read = |v1: &str, v2: &str| {
+        node.exec(
+            &id,
+            &["sh", "-c", &format!("cat /sys/fs/cgroup/{v1} 2>/dev/null || cat /sys/fs/cgroup/{v2}")],
+        )
+    };
     same("memory", &read("memory/memory.limit_in_bytes", "memory.max")?.trim(), &"52428800")?;
     let quota = read("cpu/cpu.cfs_quota_us", "cpu.max")?;
     ensure!(quota.starts_with("30000"), "quota {quota}");
-    let (code, _, _) = node.cri.exec(&id, &["sh", "-c", "echo 1 >/sys/fs/cgroup/memory/cgroup.procs || echo 1 >/sys/fs/cgroup/cgroup.procs"])?;
+    let (code, _, _) = node.cri.exec(
+        &id,
+        &["sh", "-c", "echo 1 >/sys/fs/cgroup/memory/cgroup.procs || echo 1 >/sys/fs/cgroup/cgroup.procs"],
+    )?;
     ensure!(code != 0, "a container cannot write to its cgroups");
     Ok(())
 }

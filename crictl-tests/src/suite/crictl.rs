@@ -73,7 +73,10 @@ fn inspects(node: &Node, pod: &str, container: &str) -> Result<()> {
     let info = node.crictl_json(&["info"])?;
     let conditions = info["status"]["conditions"].as_array().context("conditions")?.clone();
     for name in ["RuntimeReady", "NetworkReady"] {
-        ensure!(conditions.iter().any(|c| c["type"] == name && c["status"] == true), "{name} in {conditions:?}");
+        ensure!(
+            conditions.iter().any(|c| c["type"] == name && c["status"] == true),
+            "{name} in {conditions:?}"
+        );
     }
     Ok(())
 }
@@ -121,7 +124,9 @@ fn finds_images_by_every_kind_of_reference(node: &mut Node, _: &mut Registry) ->
         same(reference, &found["status"]["id"], &json!(id))?;
     }
     node.crictl(&["pull", &digest])?;
-    for (reference, again) in [(hex[..12].to_owned(), "busybox"), (digest.clone(), "busybox"), ("busybox".to_owned(), &digest)] {
+    for (reference, again) in
+        [(hex[..12].to_owned(), "busybox"), (digest.clone(), "busybox"), ("busybox".to_owned(), &digest)]
+    {
         node.crictl(&["rmi", &reference]).with_context(|| format!("rmi {reference}"))?;
         let left = node.crictl(&["images", "-q"])?;
         ensure!(!left.contains(&hex[..12]), "after rmi {reference}: {left}");
@@ -147,14 +152,27 @@ fn lists_and_filters(node: &mut Node, _: &mut Registry) -> Result<()> {
     same("ps by state", &ids(&["ps", "-q", "--no-trunc", "--state", "Exited"])?, &vec![exited])?;
     same("ps by pod", &ids(&["ps", "-q", "--no-trunc", "--pod", &first.id[..PREFIX]])?, &vec![one])?;
     same("ps by name", &ids(&["ps", "-a", "-q", "--no-trunc", "--name", "^main$"])?, &both)?;
-    same("pods by label", &ids(&["pods", "-q", "--no-trunc", "--label", "app=second"])?, &vec![second.id.clone()])?;
+    same(
+        "pods by label",
+        &ids(&["pods", "-q", "--no-trunc", "--label", "app=second"])?,
+        &vec![second.id.clone()],
+    )?;
     node.cri.stop_pod(&second.id)?;
     same("ready pods", &ids(&["pods", "-q", "--no-trunc", "--state", "ready"])?, &vec![first.id])
 }
 
 fn updates_resources(node: &mut Node, _: &mut Registry) -> Result<()> {
     let (_, id) = node.one("update", &["sleep", "1000"])?;
-    node.crictl(&["update", "--memory", "67108864", "--cpu-quota", "20000", "--cpu-period", "100000", &id[..PREFIX]])?;
+    node.crictl(&[
+        "update",
+        "--memory",
+        "67108864",
+        "--cpu-quota",
+        "20000",
+        "--cpu-period",
+        "100000",
+        &id[..PREFIX],
+    ])?;
     let status = node.crictl_json(&["inspect", &id])?;
     let resources = &status["status"]["resources"]["linux"];
     same("memory limit", &number(&resources["memoryLimitInBytes"]), &67_108_864)?;

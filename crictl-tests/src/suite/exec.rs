@@ -39,19 +39,37 @@ fn takes_the_identity_of_the_container(node: &mut Node, _: &mut Registry) -> Res
     security.run_as_group = Some(cri::Int64Value { value: 1002 });
     security.supplemental_groups = vec![1234];
     security.no_new_privs = true;
-    security.capabilities = Some(cri::Capability { drop_capabilities: vec!["ALL".into()], ..Default::default() });
+    security.capabilities =
+        Some(cri::Capability { drop_capabilities: vec!["ALL".into()], ..Default::default() });
     security.seccomp = Some(cri::SecurityProfile::default());
     let id = node.launch(&pod, &config)?;
-    same("id", &node.exec(&id, &["sh", "-c", "echo $(id -u) $(id -G) $A $PWD"])?.trim(), &"1001 1002 1234 b /tmp")?;
+    same(
+        "id",
+        &node.exec(&id, &["sh", "-c", "echo $(id -u) $(id -G) $A $PWD"])?.trim(),
+        &"1001 1002 1234 b /tmp",
+    )?;
     let of = |file: &str| node.exec(&id, &["grep", "-E", "^(Cap|NoNewPrivs|Seccomp:|Uid|Gid|Groups)", file]);
     same("status", &of("/proc/self/status")?, &of("/proc/1/status")?)?;
     let namespaces = "for n in net pid ipc uts mnt cgroup; do readlink /proc/self/ns/$n; done";
     let theirs = namespaces.replace("self", "1");
-    same("namespaces", &node.exec(&id, &["sh", "-c", namespaces])?, &node.exec(&id, &["sh", "-c", &theirs])?)?;
-    same("cgroup", &node.exec(&id, &["cat", "/proc/self/cgroup"])?, &node.exec(&id, &["cat", "/proc/1/cgroup"])?)
+    same(
+        "namespaces",
+        &node.exec(&id, &["sh", "-c", namespaces])?,
+        &node.exec(&id, &["sh", "-c", &theirs])?,
+    )?;
+    same(
+        "cgroup",
+        &node.exec(&id, &["cat", "/proc/self/cgroup"])?,
+        &node.exec(&id, &["cat", "/proc/1/cgroup"])?,
+    )
 }
 
-fn exec_with_timeout(node: &Node, id: &str, command: &[&str], timeout: i64) -> Result<cri::ExecSyncResponse, tonic::Status> {
+fn exec_with_timeout(
+    node: &Node,
+    id: &str,
+    command: &[&str],
+    timeout: i64,
+) -> Result<cri::ExecSyncResponse, tonic::Status> {
     let request = cri::ExecSyncRequest {
         container_id: id.to_owned(),
         cmd: command.iter().map(|part| (*part).to_owned()).collect(),
@@ -63,7 +81,8 @@ fn exec_with_timeout(node: &Node, id: &str, command: &[&str], timeout: i64) -> R
 fn a_timeout_kills_everything_it_started(node: &mut Node, _: &mut Registry) -> Result<()> {
     let (_, id) = node.one("timeout", &["top", "-b", "-d", "100"])?;
     let began = std::time::Instant::now();
-    let error = exec_with_timeout(node, &id, &["sh", "-c", "sleep 777 & sleep 778"], 1).err().context("a timeout")?;
+    let error =
+        exec_with_timeout(node, &id, &["sh", "-c", "sleep 777 & sleep 778"], 1).err().context("a timeout")?;
     same("code", &error.code(), &Code::DeadlineExceeded)?;
     ensure!(began.elapsed().as_secs() < 5, "took {:?}", began.elapsed());
     eventually(Seconds(5), || {
@@ -103,7 +122,9 @@ fn many_at_once(node: &mut Node, _: &mut Registry) -> Result<()> {
             let mut client = node.cri.client();
             let cmd = vec!["echo".to_owned(), number.to_string()];
             let request = cri::ExecSyncRequest { container_id: id.clone(), cmd, timeout: 10 };
-            tasks.spawn(async move { client.exec_sync(request).await.map(|answer| (number, answer.into_inner().stdout)) });
+            tasks.spawn(async move {
+                client.exec_sync(request).await.map(|answer| (number, answer.into_inner().stdout))
+            });
         }
         tasks.join_all().await
     });
@@ -116,11 +137,21 @@ fn many_at_once(node: &mut Node, _: &mut Registry) -> Result<()> {
 
 fn streams_come_with_the_next_issue(node: &mut Node, _: &mut Registry) -> Result<()> {
     let (pod, id) = node.one("streams", &["sleep", "1000"])?;
-    let exec = cri::ExecRequest { container_id: id.clone(), cmd: vec!["true".into()], stdout: true, ..Default::default() };
+    let exec = cri::ExecRequest {
+        container_id: id.clone(),
+        cmd: vec!["true".into()],
+        stdout: true,
+        ..Default::default()
+    };
     let exec = node.cri.runtime(|mut c| async move { c.exec(exec).await }).err().map(|status| status.code());
     let attach = cri::AttachRequest { container_id: id, stdout: true, ..Default::default() };
-    let attach = node.cri.runtime(|mut c| async move { c.attach(attach).await }).err().map(|status| status.code());
+    let attach =
+        node.cri.runtime(|mut c| async move { c.attach(attach).await }).err().map(|status| status.code());
     let forward = cri::PortForwardRequest { pod_sandbox_id: pod.id, port: vec![80] };
-    let forward = node.cri.runtime(|mut c| async move { c.port_forward(forward).await }).err().map(|status| status.code());
+    let forward = node
+        .cri
+        .runtime(|mut c| async move { c.port_forward(forward).await })
+        .err()
+        .map(|status| status.code());
     same("codes", &[exec, attach, forward], &[Some(Code::Unimplemented); 3])
 }

@@ -29,6 +29,9 @@ fn bare() -> Options {
     Options { bare: true, ..Options::default() }
 }
 
+/// Makes a good configuration a bad one.
+type Change<T> = fn(&mut T);
+
 /// The call failed with this code; nothing is left of it.
 fn fails<T>(node: &Node, what: &str, result: Result<T, Status>, code: Code) -> Result<Status> {
     let status = result.err().with_context(|| format!("{what} succeeded"))?;
@@ -46,7 +49,12 @@ fn unknown_ids(node: &mut Node, _: &mut Registry) -> Result<()> {
         fails(node, "StartContainer", node.cri.start(id), Code::NotFound)?;
         fails(node, "ExecSync", node.cri.exec(id, &["true"]), Code::NotFound)?;
         let config = node.pod("x");
-        fails(node, "CreateContainer", node.cri.create(id, &node.container("c", &["true"]), &config), Code::NotFound)?;
+        fails(
+            node,
+            "CreateContainer",
+            node.cri.create(id, &node.container("c", &["true"]), &config),
+            Code::NotFound,
+        )?;
         let update = cri::UpdateContainerResourcesRequest { container_id: id.into(), ..Default::default() };
         let update = node.cri.runtime(|mut c| async move { c.update_container_resources(update).await });
         fails(node, "UpdateContainerResources", update, Code::NotFound)?;
@@ -65,12 +73,14 @@ fn unknown_ids(node: &mut Node, _: &mut Registry) -> Result<()> {
 }
 
 fn missing_and_malformed_fields(node: &mut Node, _: &mut Registry) -> Result<()> {
-    let cases: [(&str, fn(&mut cri::PodSandboxConfig)); 6] = [
+    let cases: [(&str, Change<cri::PodSandboxConfig>); 6] = [
         ("no metadata", |c| c.metadata = None),
         ("no name", |c| c.metadata.get_or_insert_default().name = String::new()),
         ("no uid", |c| c.metadata.get_or_insert_default().uid = String::new()),
         ("no namespace", |c| c.metadata.get_or_insert_default().namespace = String::new()),
-        ("sysctl of the node", |c| drop(c.linux.get_or_insert_default().sysctls.insert("kernel.panic".into(), "1".into()))),
+        ("sysctl of the node", |c| {
+            drop(c.linux.get_or_insert_default().sysctls.insert("kernel.panic".into(), "1".into()))
+        }),
         ("log directory", |c| c.log_directory = "relative/path".into()),
     ];
     for (what, change) in cases {
@@ -84,12 +94,18 @@ fn missing_and_malformed_fields(node: &mut Node, _: &mut Registry) -> Result<()>
 
     let pod = node.run(node.pod("good"))?;
     node.rebase()?;
-    let cases: [(&str, fn(&mut cri::ContainerConfig)); 7] = [
+    let cases: [(&str, Change<cri::ContainerConfig>); 7] = [
         ("no metadata", |c| c.metadata = None),
         ("no name", |c| c.metadata.get_or_insert_default().name = String::new()),
         ("no image", |c| c.image = None),
         ("log path", |c| c.log_path = "../../escape.log".into()),
-        ("mount", |c| c.mounts.push(cri::Mount { container_path: "/x".into(), host_path: "../x".into(), ..Default::default() })),
+        ("mount", |c| {
+            c.mounts.push(cri::Mount {
+                container_path: "/x".into(),
+                host_path: "../x".into(),
+                ..Default::default()
+            })
+        }),
         ("environment", |c| c.envs.push(cri::KeyValue { key: String::new(), value: "x".into() })),
         ("stop signal", |c| c.stop_signal = 4711),
     ];
@@ -158,8 +174,10 @@ fn a_missing_seccomp_file(node: &mut Node, _: &mut Registry) -> Result<()> {
     for path in ["/no/such/profile.json".to_owned(), broken.display().to_string(), "relative.json".into()] {
         let mut config = node.container("c", &["true"]);
         let linux = config.linux.get_or_insert_default();
-        linux.security_context.get_or_insert_default().seccomp =
-            Some(cri::SecurityProfile { profile_type: ProfileType::Localhost.into(), localhost_ref: path.clone() });
+        linux.security_context.get_or_insert_default().seccomp = Some(cri::SecurityProfile {
+            profile_type: ProfileType::Localhost.into(),
+            localhost_ref: path.clone(),
+        });
         let status = match node.cri.create(&pod.id, &config, &pod.config) {
             Err(status) => status,
             Ok(id) => {
@@ -214,9 +232,12 @@ fn a_pull_keeps_its_deadline(node: &mut Node, _: &mut Registry) -> Result<()> {
 fn a_failed_start_leaves_nothing(node: &mut Node, _: &mut Registry) -> Result<()> {
     let pod = node.run(node.pod("failing"))?;
     node.rebase()?;
-    for (what, command) in [("not there", "/no/such/program"), ("a folder", "/etc"), ("not executable", "/etc/passwd")] {
+    for (what, command) in
+        [("not there", "/no/such/program"), ("a folder", "/etc"), ("not executable", "/etc/passwd")]
+    {
         let id = node.cri.create(&pod.id, &node.container("c", &[command]), &pod.config)?;
-        let status = node.cri.start(&id).err().with_context(|| format!("a program that is {what} was started"))?;
+        let status =
+            node.cri.start(&id).err().with_context(|| format!("a program that is {what} was started"))?;
         ensure!(status.message().contains(command), "the error names the program: {status}");
         node.cri.remove(&id)?;
         node.check_leaks().with_context(|| format!("a program that is {what}"))?;

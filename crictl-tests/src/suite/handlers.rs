@@ -6,7 +6,12 @@ use super::tests;
 use crate::node::{Node, same};
 use crate::registry::Registry;
 
-tests![runc_runs_pods, crun_runs_pods, pods_of_different_handlers_side_by_side, an_unknown_handler_is_refused];
+tests![
+    runc_runs_pods,
+    crun_runs_pods,
+    pods_of_different_handlers_side_by_side,
+    an_unknown_handler_is_refused
+];
 
 fn walk(node: &Node, handler: &str) -> Result<()> {
     let pod = node.run_with(node.pod(handler), handler)?;
@@ -19,10 +24,19 @@ fn walk(node: &Node, handler: &str) -> Result<()> {
     let id = node.launch(&pod, &config)?;
     let address = node.exec(&id, &["ip", "-o", "-4", "addr", "show", "eth0"])?;
     ensure!(address.contains("10.77.1."), "network of the pod: {address}");
-    same("exec", &node.cri.exec(&id, &["sh", "-c", "echo out; echo err >&2; exit 3"])?, &(3, "out\n".into(), "err\n".into()))?;
-    same("seccomp of exec", &node.exec(&id, &["grep", "Seccomp:", "/proc/self/status"])?.trim(), &"Seccomp:\t2")?;
+    same(
+        "exec",
+        &node.cri.exec(&id, &["sh", "-c", "echo out; echo err >&2; exit 3"])?,
+        &(3, "out\n".into(), "err\n".into()),
+    )?;
+    same(
+        "seccomp of exec",
+        &node.exec(&id, &["grep", "Seccomp:", "/proc/self/status"])?.trim(),
+        &"Seccomp:\t2",
+    )?;
     let request = cri::ContainerStatsRequest { container_id: id.clone() };
-    let stats = node.cri.runtime(|mut c| async move { c.container_stats(request).await })?.stats.context("stats")?;
+    let stats =
+        node.cri.runtime(|mut c| async move { c.container_stats(request).await })?.stats.context("stats")?;
     let memory = stats.memory.and_then(|memory| memory.working_set_bytes).context("memory")?;
     ensure!(memory.value > 0, "memory {memory:?}");
     node.cri.stop(&id, 20)?;

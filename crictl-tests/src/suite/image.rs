@@ -1,5 +1,6 @@
 //! Images from the registry and from archives.
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
@@ -28,6 +29,8 @@ tests![
     imports_a_docker_archive_and_an_oci_layout,
     #[options(bare)]
     images_survive_a_restart,
+    #[options(bare)]
+    credentials_open_a_registry,
 ];
 
 fn bare() -> Options {
@@ -125,7 +128,10 @@ fn pulls_the_same_image_once(node: &mut Node, _: &mut Registry) -> Result<()> {
         let tasks: Vec<_> = (0..AT_ONCE)
             .map(|_| scope.spawn(|| -> Result<String> { Ok(crate::cri::Cri::new(&socket)?.pull("nginx")?) }))
             .collect();
-        tasks.into_iter().map(|task| task.join().unwrap_or_else(|_| anyhow::bail!("a thread ended"))).collect()
+        tasks
+            .into_iter()
+            .map(|task| task.join().unwrap_or_else(|_| anyhow::bail!("a thread ended")))
+            .collect()
     });
     let ids: Vec<String> = ids.into_iter().collect::<Result<_>>()?;
     ensure!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
@@ -158,7 +164,12 @@ fn docker_archive(node: &Node) -> Result<String> {
     fs::create_dir_all(dir.join("layer/bin"))?;
     fs::copy("/bin/busybox", dir.join("layer/bin/busybox"))?;
     std::os::unix::fs::symlink("busybox", dir.join("layer/bin/sh"))?;
-    run(Command::new("tar").args(["-C"]).arg(dir.join("layer")).arg("-cf").arg(dir.join("layer.tar")).arg("."))?;
+    run(Command::new("tar")
+        .args(["-C"])
+        .arg(dir.join("layer"))
+        .arg("-cf")
+        .arg(dir.join("layer.tar"))
+        .arg("."))?;
     let diff_id = crate::images::layer::digest(&fs::read(dir.join("layer.tar"))?);
     let config = serde_json::json!({
         "architecture": crate::images::catalog::architecture(), "os": "linux",
@@ -168,7 +179,11 @@ fn docker_archive(node: &Node) -> Result<String> {
     let manifest = serde_json::json!([{"Config": "config.json", "RepoTags": ["example.org/saved:1"], "Layers": ["layer.tar"]}]);
     fs::write(dir.join("manifest.json"), serde_json::to_vec(&manifest)?)?;
     let archive = node.dir().join("saved.tar");
-    run(Command::new("tar").arg("-C").arg(&dir).arg("-cf").arg(&archive).args(["manifest.json", "config.json", "layer.tar"]))?;
+    run(Command::new("tar").arg("-C").arg(&dir).arg("-cf").arg(&archive).args([
+        "manifest.json",
+        "config.json",
+        "layer.tar",
+    ]))?;
     Ok(archive.display().to_string())
 }
 
@@ -237,4 +252,37 @@ fn images_survive_a_restart(node: &mut Node, _: &mut Registry) -> Result<()> {
     node.start_daemon()?;
     same("images", &by_id(node.cri.images()?), &before)?;
     node.rebase()
+}
+
+fn pull_with(node: &Node, image: &str, auth: Option<cri::AuthConfig>) -> Result<String, tonic::Status> {
+    let spec = cri::ImageSpec { image: image.to_owned(), ..Default::default() };
+    let request = cri::PullImageRequest { image: Some(spec), auth, ..Default::default() };
+    Ok(node.cri.image(|mut c| async move { c.pull_image(request).await })?.image_ref)
+}
+
+fn credentials_open_a_registry(node: &mut Node, _: &mut Registry) -> Result<()> {
+    const PORT: u16 = 5001;
+    let registry = Registry::start_with_password(Path::new("/run/registry-auth"), PORT)?;
+    node.allow_process(registry.pid());
+    // Its own folder in the tree of hosts files: the usual one sends everything to the other registry.
+    let hosts = node.dir().join(format!("certs.d/127.0.0.1:{PORT}"));
+    fs::create_dir_all(&hosts)?;
+    fs::write(hosts.join("hosts.toml"), format!("server = \"http://127.0.0.1:{PORT}\"\n"))?;
+    let image = format!("127.0.0.1:{PORT}/library/busybox:1");
+    let basic = |password: &str| {
+        Some(cri::AuthConfig { username: "user".into(), password: password.into(), ..Default::default() })
+    };
+    for auth in [None, basic("wrong")] {
+        let status = pull_with(node, &image, auth).err().context("without the right password")?;
+        ensure!(status.message().contains("401"), "the error says why: {status}");
+        ensure!(!status.message().contains("wrong"), "the error shows the password: {status}");
+    }
+    let id = pull_with(node, &image, basic("secret"))?;
+    node.cri.remove_image(&id)?;
+    let together = cri::AuthConfig { auth: "dXNlcjpzZWNyZXQ=".into(), ..Default::default() };
+    same("by the joined form", &pull_with(node, &image, Some(together))?, &id)?;
+    let log = fs::read_to_string(node.log_path())?;
+    ensure!(!log.contains("dXNlcjpzZWNyZXQ") && !log.contains("secret"), "the log shows the password");
+    drop(registry);
+    Ok(())
 }

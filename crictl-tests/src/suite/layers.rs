@@ -8,7 +8,7 @@ use crisp_proto::cri;
 
 use super::tests;
 use crate::images::catalog::architecture;
-use crate::images::store::Family;
+use crate::images::store::{Family, Form};
 use crate::images::{Compression, ImageConfig, Layer, RegistryStore, Tree};
 use crate::node::{Node, Options, same};
 use crate::registry::Registry;
@@ -41,7 +41,8 @@ fn small() -> Options {
 fn publish(store: &RegistryStore, name: &str, layers: &[Layer]) -> Result<String> {
     let repository = format!("hostile/{name}");
     let config = ImageConfig { cmd: vec!["true".into()], ..ImageConfig::default() };
-    let manifest = store.put_image(&repository, Family::Oci, architecture(), &config, layers)?;
+    let manifest =
+        store.put_image(&repository, Form { family: Family::Oci, arch: architecture() }, &config, layers)?;
     store.tag(&repository, "latest", &manifest.digest)?;
     Ok(format!("docker.io/{repository}:latest"))
 }
@@ -54,7 +55,9 @@ fn good_layer(text: &str) -> Result<Layer> {
 fn stored(node: &Node) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for folder in ["images", "layers"] {
-        let text = crate::command::output(std::process::Command::new("find").arg(node.dir().join("root").join(folder)))?;
+        let text = crate::command::output(
+            std::process::Command::new("find").arg(node.dir().join("root").join(folder)),
+        )?;
         found.extend(text.lines().map(str::to_owned));
     }
     found.sort();
@@ -92,11 +95,17 @@ fn a_truncated_layer_is_refused(node: &mut Node, registry: &mut Registry) -> Res
     fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
     let layer = Tree::default().file("random", random, 0o644).layer(Compression::OciGzip)?;
     let image = publish(&store, "truncated", std::slice::from_ref(&layer))?;
-    fs::write(store.blob_path(&crate::images::layer::digest(&layer.bytes)), &layer.bytes[..layer.bytes.len() / 2])?;
+    fs::write(
+        store.blob_path(&crate::images::layer::digest(&layer.bytes)),
+        &layer.bytes[..layer.bytes.len() / 2],
+    )?;
     refused(node, &image).map(drop)
 }
 
-fn a_layer_that_is_not_what_the_image_says_is_refused(node: &mut Node, registry: &mut Registry) -> Result<()> {
+fn a_layer_that_is_not_what_the_image_says_is_refused(
+    node: &mut Node,
+    registry: &mut Registry,
+) -> Result<()> {
     let mut layer = good_layer("other")?;
     layer.diff_id = crate::images::layer::digest(b"something else");
     let image = publish(&registry.store(), "diff-id", &[layer])?;
@@ -169,7 +178,9 @@ fn hostile_archives_stay_inside(node: &mut Node, registry: &mut Registry) -> Res
         let mut archive = tar::Builder::new(Vec::new());
         entries.iter().try_for_each(|entry| entry.append(&mut archive))?;
         let layer = Layer::of_tar(&archive.into_inner()?, Compression::OciGzip)?;
-        let base = Tree::default().file("bin/busybox", fs::read("/bin/busybox")?, 0o755).layer(Compression::OciGzip)?;
+        let base = Tree::default()
+            .file("bin/busybox", fs::read("/bin/busybox")?, 0o755)
+            .layer(Compression::OciGzip)?;
         let image = publish(&registry.store(), name, &[base, layer])?;
         stays_inside(node, &image).with_context(|| format!("archive {name}"))?;
     }
@@ -187,7 +198,10 @@ fn stays_inside(node: &Node, image: &str) -> Result<()> {
     let mut config = node.container("c", &["/bin/busybox", "cat", "/stolen"]);
     config.image = Some(cri::ImageSpec { image: image.to_owned(), ..Default::default() });
     let (_, log) = node.run_to_end(&pod, &config)?;
-    ensure!(!log.iter().any(|line| line.text.contains("secret of the node")), "the container read the node's file");
+    ensure!(
+        !log.iter().any(|line| line.text.contains("secret of the node")),
+        "the container read the node's file"
+    );
     ensure!(!Path::new(OUTSIDE).exists(), "{OUTSIDE} was written");
     node.cri.remove_pod(&pod.id)?;
     node.cri.remove_image(image)?;

@@ -101,7 +101,8 @@ pub fn run(filters: &[String]) -> Result<bool> {
 
 fn run_one(name: &str, test: &Test, registry: &mut Registry) -> Result<()> {
     let mut node = Node::start(name, 1, registry, &(test.options)()).context("start the node")?;
-    let done = (test.body)(&mut node, registry).and_then(|()| node.finish().context("at the end of the test"));
+    let done =
+        (test.body)(&mut node, registry).and_then(|()| node.finish().context("at the end of the test"));
     if done.is_err() {
         node.keep_log();
     }

@@ -35,7 +35,8 @@ fn address(node: &Node, pod: &Pod) -> Result<String> {
 fn get(address: &str) -> Result<String> {
     let limit = Duration::from_secs(2);
     let target = address.to_socket_addrs()?.next().context("an address")?;
-    let mut stream = TcpStream::connect_timeout(&target, limit).with_context(|| format!("connect {address}"))?;
+    let mut stream =
+        TcpStream::connect_timeout(&target, limit).with_context(|| format!("connect {address}"))?;
     stream.set_read_timeout(Some(limit))?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
     let mut text = String::new();
@@ -52,7 +53,12 @@ fn get_eventually(address: &str, expected: &str) -> Result<()> {
 }
 
 fn mapping(container: i32, host: i32, host_ip: &str) -> cri::PortMapping {
-    cri::PortMapping { protocol: cri::Protocol::Tcp.into(), container_port: container, host_port: host, host_ip: host_ip.into() }
+    cri::PortMapping {
+        protocol: cri::Protocol::Tcp.into(),
+        container_port: container,
+        host_port: host,
+        host_ip: host_ip.into(),
+    }
 }
 
 fn pods_reach_each_other_and_the_node(node: &mut Node, _: &mut Registry) -> Result<()> {
@@ -60,7 +66,11 @@ fn pods_reach_each_other_and_the_node(node: &mut Node, _: &mut Registry) -> Resu
     let ip = address(node, &server)?;
     get_eventually(&format!("{ip}:80"), "server")?;
     let (_, client) = node.one("client", &["sleep", "1000"])?;
-    same("from a pod", &node.exec(&client, &["wget", "-q", "-O", "-", &format!("http://{ip}/")])?.as_str(), &"server\n")?;
+    same(
+        "from a pod",
+        &node.exec(&client, &["wget", "-q", "-O", "-", &format!("http://{ip}/")])?.as_str(),
+        &"server\n",
+    )?;
     let gateway = node.exec(&client, &["ip", "route"])?;
     ensure!(gateway.contains("default via 10.77.1.1"), "routes {gateway}");
     Ok(())
@@ -159,6 +169,8 @@ fn a_failing_plugin_fails_the_pod_and_leaves_nothing(node: &mut Node, _: &mut Re
     let error = node.cri.run_pod(&node.pod("refused"), "").err().context("a plugin is missing")?;
     ensure!(error.message().contains("no-such-plugin"), "{error}");
     same("pods", &node.cri.pods()?.len(), &0)?;
-    let reserved = output(Command::new("sh").args(["-c", "ls /run/t/1/cni-data/broken 2>/dev/null | grep -c '^10' || true"]))?;
+    let reserved = output(
+        Command::new("sh").args(["-c", "ls /run/t/1/cni-data/broken 2>/dev/null | grep -c '^10' || true"]),
+    )?;
     same("reserved addresses", &reserved.trim(), &"0")
 }

@@ -21,7 +21,8 @@ tests![
 
 fn containers_talk_over_localhost(node: &mut Node, _: &mut Registry) -> Result<()> {
     let pod = node.run(node.pod("talk"))?;
-    let serve = node.container("serve", &["sh", "-c", "mkdir /www; echo pong >/www/ping; exec httpd -f -p 8080 -h /www"]);
+    let serve = node
+        .container("serve", &["sh", "-c", "mkdir /www; echo pong >/www/ping; exec httpd -f -p 8080 -h /www"]);
     node.launch(&pod, &serve)?;
     let fetch = "for i in $(seq 100); do wget -q -O - http://127.0.0.1:8080/ping && exit 0; usleep 50000; done; exit 1";
     let fetch = node.container("fetch", &["sh", "-c", fetch]);
@@ -59,7 +60,11 @@ fn files_of_the_pod(node: &mut Node, _: &mut Registry) -> Result<()> {
 
 fn sysctls_and_shared_memory(node: &mut Node, _: &mut Registry) -> Result<()> {
     let mut config = node.pod("sysctl");
-    let sysctls = [("kernel.shm_rmid_forced", "1"), ("net.ipv4.ip_unprivileged_port_start", "80"), ("fs.mqueue.msg_max", "100")];
+    let sysctls = [
+        ("kernel.shm_rmid_forced", "1"),
+        ("net.ipv4.ip_unprivileged_port_start", "80"),
+        ("fs.mqueue.msg_max", "100"),
+    ];
     let linux = config.linux.get_or_insert_default();
     linux.sysctls = sysctls.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let pod = node.run(config)?;
@@ -147,7 +152,11 @@ fn stop_is_idempotent_and_final(node: &mut Node, _: &mut Registry) -> Result<()>
     same("container", &node.cri.container_status(&id)?.state(), &cri::ContainerState::ContainerExited)?;
     same("pod", &node.cri.pod_status(&pod.id)?.state(), &cri::PodSandboxState::SandboxNotready)?;
     let refused = node.cri.create(&pod.id, &node.container("late", &["true"]), &pod.config);
-    same("create in a stopped pod", &refused.err().map(|status| status.code()), &Some(tonic::Code::FailedPrecondition))?;
+    same(
+        "create in a stopped pod",
+        &refused.err().map(|status| status.code()),
+        &Some(tonic::Code::FailedPrecondition),
+    )?;
     node.cri.remove_pod(&pod.id)?;
     node.cri.remove_pod(&pod.id)?;
     node.cri.stop_pod(&pod.id)?;

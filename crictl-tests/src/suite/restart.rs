@@ -32,7 +32,10 @@ fn a_killed_daemon_loses_no_line_and_no_exit_code(node: &mut Node, _: &mut Regis
         let id = node.launch(&pod, &counter)?;
         let code = i32::try_from(20 + number)?;
         let gate = format!("/dev/shm/go; echo last words; exit {code}");
-        let ends = node.container("ends", &["sh", "-c", &format!("echo on; until [ -e /dev/shm/go ]; do usleep 20000; done; cat {gate}")]);
+        let ends = node.container(
+            "ends",
+            &["sh", "-c", &format!("echo on; until [ -e /dev/shm/go ]; do usleep 20000; done; cat {gate}")],
+        );
         let ended = node.launch(&pod, &ends)?;
         counters.push((pod.clone(), counter, id));
         ending.push((pod, ends, ended, code));
@@ -49,7 +52,8 @@ fn a_killed_daemon_loses_no_line_and_no_exit_code(node: &mut Node, _: &mut Regis
             Ok(())
         })?;
     }
-    let lines: Vec<usize> = counters.iter().map(|(pod, config, _)| Ok(node.log(pod, config)?.len())).collect::<Result<_>>()?;
+    let lines: Vec<usize> =
+        counters.iter().map(|(pod, config, _)| Ok(node.log(pod, config)?.len())).collect::<Result<_>>()?;
     node.start_daemon()?;
     for (_, _, id, code) in &ending {
         let status = node.cri.container_status(id)?;
@@ -85,7 +89,11 @@ fn a_terminated_daemon_leaves_pods_running(node: &mut Node, _: &mut Registry) ->
     let id = node.launch(&pod, &config)?;
     let began = std::time::Instant::now();
     let status = node.signal_daemon(Signal::TERM)?;
-    ensure!(status.success() && began.elapsed() < Duration::from_secs(5), "{status} after {:?}", began.elapsed());
+    ensure!(
+        status.success() && began.elapsed() < Duration::from_secs(5),
+        "{status} after {:?}",
+        began.elapsed()
+    );
     ensure!(!node.socket().exists() || node.cri.pods().is_err(), "nobody answers");
     let before = node.log(&pod, &config)?.len();
     eventually(Seconds(5), || {
@@ -100,7 +108,8 @@ fn a_terminated_daemon_leaves_pods_running(node: &mut Node, _: &mut Registry) ->
 
 fn pods_can_be_managed_after_a_restart(node: &mut Node, _: &mut Registry) -> Result<()> {
     let (pod, id) = node.one("managed", &["sleep", "1000"])?;
-    let created = node.cri.create(&pod.id, &node.container("created", &["sh", "-c", "exit 8"]), &pod.config)?;
+    let created =
+        node.cri.create(&pod.id, &node.container("created", &["sh", "-c", "exit 8"]), &pod.config)?;
     let status = node.cri.container_status(&id)?;
     let ip = node.cri.pod_status(&pod.id)?.network.context("network")?.ip;
     node.signal_daemon(Signal::KILL)?;
@@ -113,7 +122,11 @@ fn pods_can_be_managed_after_a_restart(node: &mut Node, _: &mut Registry) -> Res
     let late = node.launch(&pod, &node.container("late", &["sleep", "1000"]))?;
     node.exec(&late, &["ping", "-c", "1", &ip])?;
     let taken = node.cri.run_pod(&pod.config, "");
-    same("the name is still taken", &taken.err().map(|s| s.code()).or(Some(tonic::Code::AlreadyExists)), &Some(tonic::Code::AlreadyExists))?;
+    same(
+        "the name is still taken",
+        &taken.err().map(|s| s.code()).or(Some(tonic::Code::AlreadyExists)),
+        &Some(tonic::Code::AlreadyExists),
+    )?;
     let other = node.run(node.pod("other"))?;
     ensure!(node.cri.pod_status(&other.id)?.network.context("network")?.ip != ip, "an address is given once");
     Ok(())
@@ -145,7 +158,11 @@ fn daemons_run_side_by_side(node: &mut Node, registry: &mut Registry) -> Result<
     other.start_daemon()?;
     other.exec(&id, &["true"])?;
     other.remove_all()?;
-    same("images of the second", &other.cri.images()?.iter().any(|image| image.repo_tags.contains(&BUSYBOX.to_owned())), &true)?;
+    same(
+        "images of the second",
+        &other.cri.images()?.iter().any(|image| image.repo_tags.contains(&BUSYBOX.to_owned())),
+        &true,
+    )?;
     ensure!(other.signal_daemon(Signal::TERM)?.success(), "the second daemon ends");
     Ok(())
 }

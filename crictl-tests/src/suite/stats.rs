@@ -7,7 +7,12 @@ use crate::eventually::{Seconds, eventually};
 use crate::node::{Node, same};
 use crate::registry::Registry;
 
-tests![counts_what_a_container_uses, counts_what_a_pod_uses, filters_and_unknown_ids, image_file_system_grows];
+tests![
+    counts_what_a_container_uses,
+    counts_what_a_pod_uses,
+    filters_and_unknown_ids,
+    image_file_system_grows
+];
 
 fn container_stats(node: &Node, id: &str) -> Result<cri::ContainerStats> {
     let request = cri::ContainerStatsRequest { container_id: id.to_owned() };
@@ -22,10 +27,21 @@ fn counts_what_a_container_uses(node: &mut Node, _: &mut Registry) -> Result<()>
     const BYTES: u64 = 4 << 20;
     let (_, id) = node.one("use", &["sleep", "1000"])?;
     let before = container_stats(node, &id)?;
-    let cpu = |stats: &cri::ContainerStats| value(stats.cpu.as_ref().and_then(|cpu| cpu.usage_core_nano_seconds.as_ref()));
+    let cpu = |stats: &cri::ContainerStats| {
+        value(stats.cpu.as_ref().and_then(|cpu| cpu.usage_core_nano_seconds.as_ref()))
+    };
     ensure!(before.cpu.as_ref().is_some_and(|cpu| cpu.timestamp > 0), "{before:?}");
     ensure!(before.memory.as_ref().is_some_and(|memory| memory.timestamp > 0), "{before:?}");
-    node.exec(&id, &["sh", "-c", &format!("head -c {BYTES} /dev/urandom >/data; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done")])?;
+    node.exec(
+        &id,
+        &[
+            "sh",
+            "-c",
+            &format!(
+                "head -c {BYTES} /dev/urandom >/data; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"
+            ),
+        ],
+    )?;
     eventually(Seconds(15), || {
         let after = container_stats(node, &id)?;
         ensure!(cpu(&after) > cpu(&before) + 50_000_000, "cpu {} then {}", cpu(&before), cpu(&after));
@@ -40,7 +56,11 @@ fn counts_what_a_container_uses(node: &mut Node, _: &mut Registry) -> Result<()>
 
 fn pod_stats(node: &Node, id: &str) -> Result<cri::LinuxPodSandboxStats> {
     let request = cri::PodSandboxStatsRequest { pod_sandbox_id: id.to_owned() };
-    let stats = node.cri.runtime(|mut c| async move { c.pod_sandbox_stats(request).await })?.stats.context("stats")?;
+    let stats = node
+        .cri
+        .runtime(|mut c| async move { c.pod_sandbox_stats(request).await })?
+        .stats
+        .context("stats")?;
     stats.linux.context("linux stats")
 }
 
@@ -58,7 +78,11 @@ fn counts_what_a_pod_uses(node: &mut Node, _: &mut Registry) -> Result<()> {
         let stats = pod_stats(node, &pod.id)?;
         let after = received(&stats)?;
         ensure!(after >= before + 3000, "received {before} then {after}");
-        ensure!(stats.process.as_ref().is_some_and(|p| value(p.process_count.as_ref()) >= 1), "{:?}", stats.process);
+        ensure!(
+            stats.process.as_ref().is_some_and(|p| value(p.process_count.as_ref()) >= 1),
+            "{:?}",
+            stats.process
+        );
         same("containers", &stats.containers.len(), &1)?;
         Ok(())
     })
@@ -82,7 +106,11 @@ fn filters_and_unknown_ids(node: &mut Node, _: &mut Registry) -> Result<()> {
     let nobody = cri::ContainerStatsFilter { id: "f".repeat(64), ..Default::default() };
     same("unknown", &list(Some(nobody))?.len(), &0)?;
     let request = cri::ContainerStatsRequest { container_id: "f".repeat(64) };
-    let error = node.cri.runtime(|mut c| async move { c.container_stats(request).await }).err().context("unknown id")?;
+    let error = node
+        .cri
+        .runtime(|mut c| async move { c.container_stats(request).await })
+        .err()
+        .context("unknown id")?;
     same("code", &error.code(), &tonic::Code::NotFound)
 }
 
