@@ -189,7 +189,7 @@ mod tests {
 
     fn filter(capabilities: &[&str]) -> LinuxSeccomp {
         let target = Target::native(capabilities.iter().map(ToString::to_string));
-        default_profile().unwrap().to_linux_seccomp(&target)
+        default_profile().to_linux_seccomp(&target)
     }
 
     fn files(dir: &Path) -> usize {

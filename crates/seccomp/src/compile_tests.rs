@@ -10,7 +10,7 @@ fn default_for(capabilities: &[&str]) -> LinuxSeccomp {
         arch: Arch::ScmpArchX86_64,
         kernel: KernelVersion { major: 6, minor: 1 },
     };
-    default_profile().unwrap().to_linux_seccomp(&target)
+    default_profile().to_linux_seccomp(&target)
 }
 
 fn number(name: &str, arch: ScmpArch) -> u32 {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSyscall,
@@ -151,11 +152,13 @@ fn go_name(arch: Arch) -> &'static str {
 
 /// The built-in profile: what programs need is allowed, what is known and harmful answers EPERM, what is newer than the
 /// profile ENOSYS, so that programs fall back.
-///
-/// # Errors
-/// Never for the profile of a released build: a test parses it.
-pub fn default_profile() -> Result<Profile, SeccompError> {
-    Profile::parse(DEFAULT.as_bytes())
+#[must_use]
+pub fn default_profile() -> Profile {
+    static PARSED: LazyLock<Profile> = LazyLock::new(|| {
+        #[expect(clippy::expect_used, reason = "the text is part of this program, and a test parses it")]
+        Profile::parse(DEFAULT.as_bytes()).expect("the built-in profile is a profile")
+    });
+    PARSED.clone()
 }
 
 impl Profile {
