@@ -23,11 +23,11 @@ pub const FREEZE_WAIT_MAX: Duration = Duration::from_millis(100);
 const KILL_BATCH: usize = 256;
 
 impl Cgroup {
-    /// Whether its directory is there (v1: in the first tree).
+    /// Whether its directory is there, in any tree.
     #[must_use]
     pub fn exists(&self) -> bool {
-        let root = &self.layout.hierarchies[0].root;
-        accessat(root, self.path.relative(), Access::EXISTS, AtFlags::empty()).is_ok()
+        let mut trees = self.layout.hierarchies.iter();
+        trees.any(|tree| accessat(&tree.root, self.path.relative(), Access::EXISTS, AtFlags::empty()).is_ok())
     }
 
     /// Processes here and below, in any tree, sorted, as the caller's PID namespace sees them. A cgroup that is gone has none.

@@ -105,7 +105,6 @@ pub fn weight_of_shares(shares: u64) -> u64 {
 /// All that has to be written, in order.
 pub(crate) fn settings(version: Version, resources: &Resources, current: &Current) -> Result<Vec<Setting>> {
     let mut out = Vec::new();
-    cpuset(resources, &mut out)?;
     match version {
         Version::V1 => {
             cpu_v1(resources, &mut out)?;
@@ -119,6 +118,8 @@ pub(crate) fn settings(version: Version, resources: &Resources, current: &Curren
     pids(resources, &mut out)?;
     huge_pages(version, resources, &mut out)?;
     unified(version, resources, &mut out)?;
+    // Last, because an emptied list cannot always be restored to the letter.
+    cpuset(resources, &mut out)?;
     Ok(out)
 }
 

@@ -40,9 +40,9 @@ fn a_typical_container_on_both_versions() {
         pids_max: 100,
         ..Resources::default()
     };
-    let v1 = "cpuset.cpus=0-1 cpu.shares=512 cpu.cfs_period_us=100000 cpu.cfs_quota_us=50000 memory.limit_in_bytes=1048576 \
-        memory.memsw.limit_in_bytes=1048576 pids.max=100 hugetlb.2MB.limit_in_bytes=0";
-    let v2 = "cpuset.cpus=0-1 cpu.weight=59 cpu.max=50000 100000 memory.swap.max=0 memory.max=1048576 pids.max=100 hugetlb.2MB.max=0";
+    let v1 = "cpu.shares=512 cpu.cfs_period_us=100000 cpu.cfs_quota_us=50000 memory.limit_in_bytes=1048576 \
+        memory.memsw.limit_in_bytes=1048576 pids.max=100 hugetlb.2MB.limit_in_bytes=0 cpuset.cpus=0-1";
+    let v2 = "cpu.weight=59 cpu.max=50000 100000 memory.swap.max=0 memory.max=1048576 pids.max=100 hugetlb.2MB.max=0 cpuset.cpus=0-1";
     assert_eq!(written(Version::V1, &resources, &Current::Fresh).join(" "), v1);
     assert_eq!(written(Version::V2, &resources, &Current::Fresh).join(" "), v2);
 }

@@ -137,10 +137,21 @@ fn restore(dir: &str, old: &[Old<'_>], error: CgroupError) -> CgroupError {
 
 fn put_back(dir: &str, old: &Old<'_>) -> Result<()> {
     if old.text.trim().is_empty() {
-        // An empty list is written as an empty line: a write of no bytes never reaches the file.
-        let list = old.file.starts_with("cpuset.");
-        return if list { write_at(old.hierarchy, dir, old.file, "\n") } else { Ok(()) };
+        return if old.file.starts_with("cpuset.") { empty_list(dir, old) } else { Ok(()) };
     }
     let mut lines = old.text.lines().filter(|line| !line.trim().is_empty());
     lines.try_for_each(|line| write_at(old.hierarchy, dir, old.file, line))
+}
+
+/// An empty line empties a list: a write of no bytes never reaches the file. v2 refuses that once processes are there; then what
+/// was in force through the empty list is written out.
+fn empty_list(dir: &str, old: &Old<'_>) -> Result<()> {
+    match write_at(old.hierarchy, dir, old.file, "\n") {
+        Err(CgroupError::Write { source: Errno::NOSPC, .. }) => {
+            let parent = dir.rsplit_once('/').map_or(".", |(parent, _)| parent);
+            let list = read_at(old.hierarchy, parent, &format!("{}.effective", old.file))?;
+            write_at(old.hierarchy, dir, old.file, list.trim())
+        }
+        other => other,
+    }
 }

@@ -142,17 +142,25 @@ fn a_refused_update_changes_nothing() {
         Resources { cpu_shares: 200, pids_max: 9, memory_limit_bytes: 64 << 20, ..Resources::default() };
     let cgroup = cgroups.create(&top.at("c"), &before).unwrap();
     let weight = if cgroups.version() == Version::V1 { "cpu.shares" } else { "cpu.weight" };
-    let files = [weight, "pids.max", "cpuset.cpus"];
+    // v2: a list that was empty is afterwards the one that was in force.
+    let cpus = if cgroups.version() == Version::V1 { "cpuset.cpus" } else { "cpuset.cpus.effective" };
+    let files = [weight, "pids.max", cpus];
     let read = || files.map(|file| top.read(&cgroup, file));
     let old = read();
     let mut child = top.run(&cgroup, "exec sleep 1000");
     eventually("the process joins", || cgroup.is_populated().unwrap());
-    // The pids controller comes last, and refuses more than the kernel can count.
-    let bad =
-        Resources { cpu_shares: 900, cpuset_cpus: "0".into(), pids_max: i64::MAX, ..Resources::default() };
-    let error = cgroup.update(&bad).unwrap_err();
-    assert_eq!(error.kind(), crisp_domain::ErrorKind::Invalid, "{error}");
-    assert_eq!(read(), old);
+    let too_many = Resources { cpu_shares: 900, pids_max: i64::MAX, ..Resources::default() };
+    let no_node = Resources {
+        cpu_shares: 900,
+        cpuset_cpus: "0".into(),
+        cpuset_mems: "63".into(),
+        ..Resources::default()
+    };
+    for bad in [too_many, no_node] {
+        let error = cgroup.update(&bad).unwrap_err();
+        assert!(matches!(error, CgroupError::Write { .. }), "{error}");
+        assert_eq!(read(), old);
+    }
     cgroup.update(&Resources { cpu_shares: 900, pids_max: 10, ..Resources::default() }).unwrap();
     assert_ne!(read(), old);
     assert_eq!(top.read(&cgroup, "pids.max"), "10");

@@ -1,0 +1,176 @@
+//! Sizes of writable layers: a walk of a tree that may be huge, so it happens aside and its result serves for a while.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crisp_domain::{ContainerId, Timestamp};
+use crisp_snapshot::{Rootfs, Usage};
+use tokio::sync::Semaphore;
+
+/// How long a measured size serves.
+const SERVES: Duration = Duration::from_secs(10);
+/// How long a request waits for sizes that were never measured; without them it answers without.
+const FIRST_WAIT_MAX: Duration = Duration::from_millis(200);
+/// A size that nobody asked for this long is forgotten.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(300);
+/// Walks at the same time.
+const WALKERS_MAX: usize = 2;
+
+/// A measured writable layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LayerUsage {
+    pub(super) usage: Usage,
+    /// When the walk ended.
+    pub(super) at: Timestamp,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    /// `None` until the first walk ends well.
+    known: Option<LayerUsage>,
+    /// When the last walk began or ended.
+    looked_at: Option<Instant>,
+    asked_at: Instant,
+}
+
+/// The sizes known, and the walks under way.
+#[derive(Debug)]
+pub(super) struct Layers {
+    entries: Mutex<HashMap<ContainerId, Entry>>,
+    walkers: Arc<Semaphore>,
+}
+
+impl Default for Layers {
+    fn default() -> Self {
+        Self { entries: Mutex::default(), walkers: Arc::new(Semaphore::new(WALKERS_MAX)) }
+    }
+}
+
+impl Layers {
+    /// Sizes in the order of `wanted` (container, writable directory). Stale ones are given and measured again aside; for those
+    /// never measured it waits a moment.
+    pub(super) async fn measure(
+        self: &Arc<Self>,
+        wanted: Vec<(ContainerId, PathBuf)>,
+    ) -> Vec<Option<LayerUsage>> {
+        let ids: Vec<ContainerId> = wanted.iter().map(|(id, _)| id.clone()).collect();
+        if let Some(walk) = self.start_walk(wanted) {
+            let new = self.known(&ids).iter().any(Option::is_none);
+            let patience = if new { FIRST_WAIT_MAX } else { Duration::ZERO };
+            // The walk goes on when the wait is over.
+            let _walked_in_time = tokio::time::timeout(patience, walk).await;
+        }
+        self.known(&ids)
+    }
+
+    /// Walks what is stale, unless enough walks are under way: the next request comes soon.
+    fn start_walk(
+        self: &Arc<Self>,
+        wanted: Vec<(ContainerId, PathBuf)>,
+    ) -> Option<tokio::task::JoinHandle<()>> {
+        let permit = Arc::clone(&self.walkers).try_acquire_owned().ok();
+        let due = self.take_due(wanted, Instant::now(), permit.is_some());
+        let permit = permit.filter(|_| !due.is_empty())?;
+        let layers = Arc::clone(self);
+        Some(tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            for (id, path) in due {
+                layers.store(&id, Rootfs::writable_usage(&path).ok());
+            }
+        }))
+    }
+
+    /// Those to be measured again. Marks them, so that another request does not walk them too.
+    fn take_due(
+        &self,
+        wanted: Vec<(ContainerId, PathBuf)>,
+        now: Instant,
+        take: bool,
+    ) -> Vec<(ContainerId, PathBuf)> {
+        let mut entries = self.entries();
+        entries.retain(|_, entry| now.saturating_duration_since(entry.asked_at) < FORGOTTEN_AFTER);
+        let mut due = Vec::new();
+        for (id, path) in wanted {
+            let new = Entry { known: None, looked_at: None, asked_at: now };
+            let entry = entries.entry(id.clone()).or_insert(new);
+            entry.asked_at = now;
+            if take && entry.looked_at.is_none_or(|at| now.saturating_duration_since(at) >= SERVES) {
+                entry.looked_at = Some(now);
+                due.push((id, path));
+            }
+        }
+        due
+    }
+
+    /// A walk that failed leaves the size as it was known.
+    fn store(&self, id: &ContainerId, usage: Option<Usage>) {
+        if let Some(entry) = self.entries().get_mut(id.as_str()) {
+            entry.looked_at = Some(Instant::now());
+            entry.known = usage.map(|usage| LayerUsage { usage, at: Timestamp::now() }).or(entry.known);
+        }
+    }
+
+    fn known(&self, ids: &[ContainerId]) -> Vec<Option<LayerUsage>> {
+        let entries = self.entries();
+        ids.iter().map(|id| entries.get(id.as_str()).and_then(|entry| entry.known)).collect()
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<ContainerId, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(digit: char) -> ContainerId {
+        digit.to_string().repeat(64).parse().unwrap()
+    }
+
+    fn wanted(digits: &str) -> Vec<(ContainerId, PathBuf)> {
+        digits.chars().map(|digit| (id(digit), PathBuf::from(digit.to_string()))).collect()
+    }
+
+    fn names(due: Vec<(ContainerId, PathBuf)>) -> String {
+        due.into_iter().map(|(_, path)| path.display().to_string()).collect()
+    }
+
+    #[test]
+    fn a_size_serves_for_ten_seconds_and_nobody_walks_twice() {
+        let (layers, start) = (Layers::default(), Instant::now());
+        assert_eq!(names(layers.take_due(wanted("a"), start, true)), "a");
+        assert_eq!(names(layers.take_due(wanted("ab"), start, true)), "b");
+        let late = start + SERVES + Duration::from_secs(1);
+        assert_eq!(names(layers.take_due(wanted("ab"), late, false)), "");
+        assert_eq!(names(layers.take_due(wanted("ab"), late, true)), "ab");
+    }
+
+    #[test]
+    fn a_failed_walk_keeps_what_was_known_and_what_nobody_asks_for_is_forgotten() {
+        let (layers, start) = (Layers::default(), Instant::now());
+        layers.take_due(wanted("a"), start, true);
+        let usage = Usage { bytes: 7, inodes: 2 };
+        layers.store(&id('a'), Some(usage));
+        layers.store(&id('a'), None);
+        layers.store(&id('b'), Some(usage));
+        let known = layers.known(&[id('a'), id('b')]);
+        assert_eq!((known[0].map(|known| known.usage), known[1]), (Some(usage), None));
+        layers.take_due(wanted("b"), start + FORGOTTEN_AFTER, true);
+        assert_eq!(layers.known(&[id('a')]), [None]);
+    }
+
+    #[tokio::test]
+    async fn the_first_request_waits_for_a_small_layer() {
+        let dir = std::env::temp_dir().join(format!("crisp-layers-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("upper")).unwrap();
+        std::fs::write(dir.join("upper/file"), [0; 5000]).unwrap();
+        let layers = Arc::new(Layers::default());
+        let sizes = layers.measure(vec![(id('a'), dir.clone())]).await;
+        std::fs::remove_dir_all(&dir).unwrap();
+        let size = sizes[0].unwrap();
+        assert!(size.usage.bytes >= 5000 && size.usage.inodes >= 1 && size.at.0 > 0, "{size:?}");
+    }
+}
