@@ -33,7 +33,11 @@ pub fn probe() -> Result<HostFacts, SpecError> {
         capabilities,
         cgroup,
         apparmor: apparmor(),
-        selinux: if Path::new("/sys/fs/selinux/enforce").exists() { Selinux::Enabled } else { Selinux::Absent },
+        selinux: if Path::new("/sys/fs/selinux/enforce").exists() {
+            Selinux::Enabled
+        } else {
+            Selinux::Absent
+        },
         hugepage_sizes: hugepage_sizes(cgroup),
         swap: swap(cgroup),
         oom_score_adj_min: if may_lower { OOM_SCORE_ADJ_LOWEST } else { own },

@@ -1,0 +1,253 @@
+//! OCI runtime binaries take what [`crisp_spec::build`] makes: real containers on this kernel, as root, each in a cgroup and a
+//! directory of its own. Without root, a static busybox or the binaries the tests say so and are not run.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use crisp_domain::ContainerId;
+use crisp_seccomp::{Target, default_profile};
+use crisp_spec::capability::{CapabilityRequest, granted};
+use crisp_spec::users::ResolvedUser;
+use crisp_spec::*;
+
+const BUSYBOX: &str = "/bin/busybox";
+const HANDLERS: [&str; 2] = ["runc", "crun"];
+
+/// A bundle, and the cgroups that the handler makes below a directory of this test.
+struct Bundle {
+    dir: tempfile::TempDir,
+    id: ContainerId,
+    cgroup: String,
+}
+
+impl Bundle {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let bin = dir.path().join("rootfs/bin");
+        fs::create_dir_all(&bin).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::copy(BUSYBOX, bin.join("busybox")).unwrap();
+        symlink("busybox", bin.join("sh")).unwrap();
+        for file in ["hostname", "hosts", "resolv.conf"] {
+            fs::write(dir.path().join(file), format!("{file} of the pod\n")).unwrap();
+        }
+        for own in ["shm", "volume"] {
+            fs::create_dir(dir.path().join(own)).unwrap();
+        }
+        let id = ContainerId::random().unwrap();
+        let cgroup = format!("/crisp-test-{}", &id.as_str()[..12]);
+        Self { dir, id, cgroup }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn input(&self, script: &str) -> ContainerInput {
+        let file = |name: &str| Some(self.path(name));
+        ContainerInput {
+            id: self.id.clone(),
+            config: ContainerConfig {
+                command: vec!["/bin/sh".into(), "-c".into(), script.into()],
+                envs: vec![("GREETING".into(), b"hello".to_vec())],
+                resources: Resources {
+                    memory_limit_bytes: Some(64 << 20),
+                    cpu_shares: Some(512),
+                    hugepage_limits: [("2MB".into(), 0), ("1GB".into(), 0)].into(),
+                    oom_score_adj: Some(900),
+                    ..Resources::default()
+                },
+                security: SecurityRequest {
+                    masked_paths: DEFAULT_MASKED_PATHS.map(String::from).to_vec(),
+                    readonly_paths: DEFAULT_READONLY_PATHS.map(String::from).to_vec(),
+                    seccomp: SeccompRequest::RuntimeDefault,
+                    ..SecurityRequest::default()
+                },
+                ..ContainerConfig::default()
+            },
+            image: ImageConfig::default(),
+            sandbox: SandboxFacts {
+                hostname: "pod-1".into(),
+                namespaces: Namespaces {
+                    network: Namespace::New,
+                    pid: Namespace::New,
+                    ipc: Namespace::New,
+                    uts: Namespace::New,
+                },
+                shm: Shm::Bind(self.path("shm")),
+                files: SandboxFiles {
+                    hostname: file("hostname"),
+                    hosts: file("hosts"),
+                    resolv_conf: file("resolv.conf"),
+                },
+            },
+            host: host::probe().unwrap(),
+            user: ResolvedUser {
+                uid: 1000,
+                gid: 1001,
+                additional_gids: vec![1001, 29],
+                home: "/home/app".into(),
+            },
+            rootfs: self.path("rootfs"),
+            cgroups_path: format!("{}/{}", self.cgroup, self.id).into(),
+            mounts: vec![BindMount {
+                source: self.path("volume"),
+                destination: "/data".into(),
+                access: MountAccess::ReadOnly,
+                propagation: Propagation::Private,
+                options: vec![MountOption::NoExec],
+            }],
+            devices: Vec::new(),
+            seccomp: None,
+            rlimits: Vec::new(),
+            allowed_annotations: Default::default(),
+        }
+    }
+
+    /// Runs the container to its end and gives its standard output.
+    fn run(&self, handler: &str, mut input: ContainerInput) -> String {
+        if input.config.security.seccomp == SeccompRequest::RuntimeDefault {
+            let target = Target::native(granted(&input.config.security, &input.host).names());
+            input.seccomp = Some(default_profile().to_linux_seccomp(&target));
+        }
+        let spec = build(&input).unwrap();
+        fs::write(self.path("config.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
+        let output =
+            self.handler(handler, &["run", "--bundle", self.dir.path().to_str().unwrap(), self.id.as_str()]);
+        let (stdout, stderr) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{handler}: {stdout}{stderr}");
+        stdout.into_owned()
+    }
+
+    fn handler(&self, handler: &str, args: &[&str]) -> Output {
+        // crun takes no hybrid hierarchy with a controller on its v2 side: it gets a view without that side.
+        let hybrid = handler == "crun" && Path::new("/sys/fs/cgroup/unified").exists();
+        let mut command = if hybrid {
+            let mut command = Command::new("unshare");
+            let script = "umount /sys/fs/cgroup/unified && exec \"$@\"";
+            command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh", handler]);
+            command
+        } else {
+            Command::new(handler)
+        };
+        command.arg("--root").arg(self.path("state")).args(args).stdin(Stdio::null());
+        command.output().unwrap()
+    }
+}
+
+impl Drop for Bundle {
+    fn drop(&mut self) {
+        // Below every hierarchy there is at most the directory of this test, empty by now.
+        let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().filter_map(Result::ok);
+        let roots = hierarchies.map(|entry| entry.path()).chain([PathBuf::from("/sys/fs/cgroup")]);
+        for root in roots {
+            let own = root.join(&self.cgroup[1..]);
+            drop(fs::remove_dir(own.join(self.id.as_str())));
+            drop(fs::remove_dir(&own));
+            assert!(!own.exists() || std::thread::panicking(), "{} is left", own.display());
+        }
+    }
+}
+
+fn handlers() -> Vec<&'static str> {
+    if !rustix::process::geteuid().is_root() {
+        report("needs root");
+        return Vec::new();
+    }
+    if !Path::new(BUSYBOX).exists() {
+        report("needs a static busybox");
+        return Vec::new();
+    }
+    let runs = |handler: &&str| Command::new(handler).arg("--version").stdout(Stdio::null()).status().is_ok();
+    let found: Vec<_> = HANDLERS.into_iter().filter(runs).collect();
+    if found.len() < HANDLERS.len() {
+        report("needs runc and crun");
+    }
+    found
+}
+
+#[expect(clippy::print_stderr, reason = "who runs the tests has to see what was not run")]
+fn report(why: &str) {
+    eprintln!("not run in full: {why}");
+}
+
+fn field<'a>(text: &'a str, name: &str) -> &'a str {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.unwrap_or_else(|| panic!("no {name} in {text}")).trim()
+}
+
+#[test]
+fn an_ordinary_container_runs_as_requested() {
+    let script = "busybox=/bin/busybox; $busybox cat /proc/self/status; \
+        echo greeting=$GREETING home=$HOME path=$PATH; echo cwd=$($busybox pwd); \
+        echo hosts=$($busybox cat /etc/hosts); echo hostname=$($busybox hostname); \
+        echo score=$($busybox cat /proc/self/oom_score_adj); \
+        $busybox touch /data/x 2>/dev/null && echo volume=writable; \
+        echo interrupts=$($busybox wc -c < /proc/interrupts); \
+        $busybox unshare -U true 2>/dev/null && echo unshare=allowed; exit 0";
+    for handler in handlers() {
+        let bundle = Bundle::new();
+        let out = bundle.run(handler, bundle.input(script));
+        assert_eq!(field(&out, "Uid:"), "1000\t1000\t1000\t1000", "{handler}");
+        assert_eq!(field(&out, "Gid:"), "1001\t1001\t1001\t1001", "{handler}");
+        assert_eq!(field(&out, "Groups:"), "29 1001", "{handler}");
+        assert_eq!(field(&out, "CapInh:"), "0000000000000000", "{handler}");
+        assert_eq!(field(&out, "CapEff:"), "0000000000000000", "{handler}");
+        assert_eq!(field(&out, "CapBnd:"), "00000000a80425fb", "{handler}");
+        assert_eq!(field(&out, "Seccomp:"), "2", "{handler}");
+        assert_eq!(field(&out, "NoNewPrivs:"), "0", "{handler}");
+        assert_eq!(
+            field(&out, "greeting="),
+            format!("hello home=/home/app path={DEFAULT_PATH}"),
+            "{handler}"
+        );
+        assert_eq!((field(&out, "cwd="), field(&out, "hosts=")), ("/", "hosts of the pod"), "{handler}");
+        assert_eq!((field(&out, "hostname="), field(&out, "score=")), ("pod-1", "900"), "{handler}");
+        assert_eq!(field(&out, "interrupts="), "0", "{handler}");
+        assert!(!out.contains("volume=writable") && !out.contains("unshare=allowed"), "{handler}: {out}");
+    }
+}
+
+#[test]
+fn a_privileged_container_has_what_the_host_has() {
+    let script = "/bin/busybox cat /proc/self/status; /bin/busybox mount; /bin/busybox touch /dev/shm/x && echo shm=writable";
+    for handler in handlers() {
+        let bundle = Bundle::new();
+        let mut input = bundle.input(script);
+        input.config.security.privilege = Privilege::Privileged;
+        input.config.security.seccomp = SeccompRequest::RuntimeDefault;
+        input.user = ResolvedUser::root();
+        let mut devices = devices::host_devices().unwrap();
+        devices.truncate(32);
+        input.devices = devices;
+        let held = fs::read_to_string("/proc/self/status").unwrap();
+        let out = bundle.run(handler, input);
+        assert_eq!(field(&out, "CapBnd:"), field(&held, "CapPrm:"), "{handler}");
+        assert_eq!(field(&out, "CapInh:"), "0000000000000000", "{handler}");
+        assert_eq!(field(&out, "Seccomp:"), field(&held, "Seccomp:"), "{handler}");
+        let sys = out.lines().find(|line| line.contains(" on /sys type sysfs")).unwrap();
+        assert!(sys.contains("(rw"), "{handler}: {sys}");
+        assert!(out.contains("shm=writable"), "{handler}: {out}");
+        assert!(bundle.path("shm/x").exists(), "{handler}");
+    }
+}
+
+#[test]
+fn no_new_privileges_and_dropped_capabilities_hold() {
+    for handler in handlers() {
+        let bundle = Bundle::new();
+        let mut input = bundle.input("/bin/busybox cat /proc/self/status");
+        input.config.security.new_privileges = NewPrivileges::Forbidden;
+        input.config.security.root = RootAccess::ReadOnly;
+        input.config.security.capabilities =
+            CapabilityRequest::parse(&["NET_BIND_SERVICE".into()], &["ALL".into()], &[]).unwrap();
+        input.user = ResolvedUser::root();
+        let out = bundle.run(handler, input);
+        assert_eq!(field(&out, "NoNewPrivs:"), "1", "{handler}");
+        assert_eq!(field(&out, "CapEff:"), "0000000000000400", "{handler}");
+        assert_eq!(field(&out, "CapBnd:"), "0000000000000400", "{handler}");
+    }
+}
