@@ -163,7 +163,8 @@ fn condition(arg: &LinuxSeccompArg) -> ScmpArgCompare {
 fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction, SeccompError> {
     use LinuxSeccompAction as A;
     let errno = errno.unwrap_or(EPERM);
-    let value = u16::try_from(errno).map_err(|_| SeccompError::Profile(format!("{errno} is no errno")))?;
+    let value =
+        u16::try_from(errno).map_err(|_range| SeccompError::Profile(format!("{errno} is no errno")))?;
     Ok(match action {
         A::ScmpActKill | A::ScmpActKillThread => ScmpAction::KillThread,
         A::ScmpActKillProcess => ScmpAction::KillProcess,

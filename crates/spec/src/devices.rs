@@ -184,34 +184,30 @@ fn oci_type(kind: DeviceKind) -> LinuxDeviceType {
 /// nothing: every device that is not listed stays closed.
 pub(crate) fn rules(input: &ContainerInput) -> Vec<LinuxDeviceCgroup> {
     if input.config.security.privilege == Privilege::Privileged {
-        return vec![rule(true, LinuxDeviceType::A, None, None, "rwm")];
+        return vec![allow(LinuxDeviceType::A, None, None, "rwm")];
     }
     let mut rules = vec![
-        rule(false, LinuxDeviceType::A, None, None, "rwm"),
-        rule(true, LinuxDeviceType::C, None, None, "m"),
-        rule(true, LinuxDeviceType::B, None, None, "m"),
+        deny_all(),
+        allow(LinuxDeviceType::C, None, None, "m"),
+        allow(LinuxDeviceType::B, None, None, "m"),
     ];
-    rules.extend(STANDARD.map(|(major, minor)| rule(true, LinuxDeviceType::C, Some(major), minor, "rwm")));
+    rules.extend(STANDARD.map(|(major, minor)| allow(LinuxDeviceType::C, Some(major), minor, "rwm")));
     rules.extend(input.devices.iter().map(|node| {
         let (major, minor) = (i64::from(node.major), i64::from(node.minor));
-        rule(true, oci_type(node.kind), Some(major), Some(minor), node.access.as_str())
+        allow(oci_type(node.kind), Some(major), Some(minor), node.access.as_str())
     }));
     rules
 }
 
-fn rule(
-    allow: bool,
-    typ: LinuxDeviceType,
-    major: Option<i64>,
-    minor: Option<i64>,
-    access: &str,
-) -> LinuxDeviceCgroup {
+fn allow(typ: LinuxDeviceType, major: Option<i64>, minor: Option<i64>, access: &str) -> LinuxDeviceCgroup {
     let mut rule = LinuxDeviceCgroup::default();
-    rule.set_allow(allow)
-        .set_typ(Some(typ))
-        .set_major(major)
-        .set_minor(minor)
-        .set_access(Some(access.into()));
+    rule.set_allow(true).set_typ(Some(typ)).set_major(major).set_minor(minor).set_access(Some(access.into()));
+    rule
+}
+
+fn deny_all() -> LinuxDeviceCgroup {
+    let mut rule = allow(LinuxDeviceType::A, None, None, "rwm");
+    rule.set_allow(false);
     rule
 }
 

@@ -19,16 +19,7 @@ pub(crate) fn input() -> ContainerInput {
         config: ContainerConfig {
             args: vec!["--verbose".into()],
             envs: vec![("A".into(), b"from pod".to_vec()), ("HOSTNAME".into(), b"own".to_vec())],
-            resources: Resources {
-                cpu_shares: Some(102),
-                cpu_quota_us: Some(20_000),
-                cpu_period_us: Some(100_000),
-                memory_limit_bytes: Some(64 << 20),
-                memory_swap_limit_bytes: Some(64 << 20),
-                hugepage_limits: BTreeMap::from([("2MB".into(), 0), ("1GB".into(), 0)]),
-                oom_score_adj: Some(999),
-                ..Resources::default()
-            },
+            resources: kubelet_resources(),
             security: SecurityRequest {
                 masked_paths: vec!["/proc/kcore".into(), "/sys/firmware".into()],
                 readonly_paths: vec!["/proc/sys".into()],
@@ -85,6 +76,19 @@ pub(crate) fn input() -> ContainerInput {
         seccomp: None,
         rlimits: Vec::new(),
         allowed_annotations: BTreeSet::new(),
+    }
+}
+
+fn kubelet_resources() -> Resources {
+    Resources {
+        cpu_shares: Some(102),
+        cpu_quota_us: Some(20_000),
+        cpu_period_us: Some(100_000),
+        memory_limit_bytes: Some(64 << 20),
+        memory_swap_limit_bytes: Some(64 << 20),
+        hugepage_limits: BTreeMap::from([("2MB".into(), 0), ("1GB".into(), 0)]),
+        oom_score_adj: Some(999),
+        ..Resources::default()
     }
 }
 

@@ -21,8 +21,17 @@ pub struct MountTable(Vec<MountEntry>);
 #[derive(Debug, Clone)]
 struct MountEntry {
     mount_point: PathBuf,
-    shared: bool,
-    slave: bool,
+    peers: Peers,
+}
+
+/// What a mount has to do with others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Peers {
+    None,
+    /// Mounts elsewhere show here.
+    Master,
+    /// And mounts here show elsewhere.
+    Shared,
 }
 
 impl MountTable {
@@ -60,14 +69,14 @@ impl MountTable {
     /// [`SpecError::Propagation`] when it does not.
     pub fn check(&self, source: &Path, wanted: Propagation) -> Result<(), SpecError> {
         let entry = self.of(source);
-        let (shared, slave) = entry.map_or((false, false), |entry| (entry.shared, entry.slave));
+        let peers = entry.map_or(Peers::None, |entry| entry.peers);
         let refused = |wanted| {
             let mount_point = entry.map_or_else(|| PathBuf::from("/"), |entry| entry.mount_point.clone());
             Err(SpecError::Propagation { path: source.into(), mount_point, wanted })
         };
         match wanted {
-            Propagation::HostToContainer if !shared && !slave => refused("shared or slave"),
-            Propagation::Bidirectional if !shared => refused("shared"),
+            Propagation::HostToContainer if peers == Peers::None => refused("shared or slave"),
+            Propagation::Bidirectional if peers != Peers::Shared => refused("shared"),
             _ => Ok(()),
         }
     }
@@ -79,7 +88,12 @@ fn entry(line: &[u8]) -> Option<MountEntry> {
     let mount_point = PathBuf::from(OsString::from_vec(unescape(fields.nth(4)?)));
     let optional: Vec<&[u8]> = fields.skip(1).take_while(|field| *field != b"-").collect();
     let tagged = |tag: &[u8]| optional.iter().any(|field| field.starts_with(tag));
-    Some(MountEntry { mount_point, shared: tagged(b"shared:"), slave: tagged(b"master:") })
+    let peers = match (tagged(b"shared:"), tagged(b"master:")) {
+        (true, _) => Peers::Shared,
+        (false, true) => Peers::Master,
+        (false, false) => Peers::None,
+    };
+    Some(MountEntry { mount_point, peers })
 }
 
 /// `\040` and the like: the kernel writes space, tab, line end and backslash as three octal digits.

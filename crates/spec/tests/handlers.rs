@@ -1,5 +1,10 @@
 //! OCI runtime binaries take what [`crisp_spec::build`] makes: real containers on this kernel, as root, each in a cgroup and a
 //! directory of its own. Without root, a static busybox or the binaries the tests say so and are not run.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test ends at the first thing that is not as it should be"
+)]
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
