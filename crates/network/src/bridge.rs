@@ -298,6 +298,7 @@ impl Bridge {
     pub(crate) fn connect(&self, request: &AttachRequest, reserved: &Reservation) -> Result<()> {
         self.add_veth(request, reserved)?;
         self.configure_pod(request, reserved)?;
+        self.settle(reserved)?;
         self.publish(&reserved.published)
     }
 
@@ -341,13 +342,22 @@ impl Bridge {
         let failed = |source| self.netlink(&format!("configure {INTERFACE} of sandbox {}", request.sandbox_id), source);
         let link = route::link(socket, INTERFACE).map_err(failed)?;
         let index = link.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?.index;
-        let mut changes = vec![route::up(route::LOOPBACK_INDEX)];
+        let mut changes = vec![route::up(route::LOOPBACK_INDEX), route::up(index)];
         for ip in &reserved.ips {
             let Some(subnet) = self.subnet_of(*ip) else { continue };
             changes.push(route::address(index, *ip, subnet.prefix()));
             changes.push(route::default_route(index, subnet.gateway()));
         }
+        changes.push(route::settle(index));
         exchange(socket, &changes, |_, _| {}).map_err(failed)
+    }
+
+    /// First the port, then the bridge, which has carrier only through its ports.
+    fn settle(&self, reserved: &Reservation) -> Result<()> {
+        let looks = [route::settle_named(&reserved.host_interface), route::settle_named(&self.name)];
+        self.route
+            .with(|socket| exchange(socket, &looks, |_, _| {}))
+            .map_err(|source| self.netlink(&format!("bring {} up", reserved.host_interface), source))
     }
 
     fn publish(&self, published: &[Published]) -> Result<()> {

@@ -36,7 +36,6 @@ pub(crate) const REG: u32 = 8;
 const REG_VERDICT: u32 = 0;
 
 const SET_MAP: u32 = 0x8;
-const SET_CONCAT: u32 = 0x80;
 
 /// Which packets a table sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,7 +129,7 @@ impl Table {
         let attributes = Attributes::new()
             .text(1, &self.name)
             .text(2, map.name)
-            .be32(3, SET_MAP | SET_CONCAT)
+            .be32(3, SET_MAP)
             .be32(4, map.key_type)
             .be32(5, map.key_bytes)
             .be32(6, map.data_type)

@@ -29,8 +29,11 @@ const IFLA_STATS64: u16 = 23;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_BRPORT_STATE: u16 = 1;
+const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BRPORT_FLUSH: u16 = 24;
 const BR_STATE_DISABLED: u8 = 0;
 const IFF_UP: u32 = 1;
@@ -162,7 +165,11 @@ pub(crate) struct VethPair<'a> {
     pub(crate) pod_netns: BorrowedFd<'a>,
 }
 
-/// Makes the pair in one request: both ends up, each where it belongs.
+/// Makes the pair in one send, each end where it belongs and ours up. The kernel does not let the pod's end be up before the
+/// pair is complete.
+///
+/// The port may send back where it received: a pod that asks for its own host port is answered through the same port, when
+/// the kernel takes bridged packets through its IP hooks (`br_netfilter`).
 pub(crate) fn add_veth(socket: BorrowedFd<'_>, pair: &VethPair<'_>) -> io::Result<()> {
     use std::os::fd::AsRawFd;
     let peer = Attributes::new()
@@ -170,14 +177,18 @@ pub(crate) fn add_veth(socket: BorrowedFd<'_>, pair: &VethPair<'_>) -> io::Resul
         .bytes(IFLA_ADDRESS, &pair.pod_mac)
         .u32(IFLA_MTU, pair.mtu)
         .bytes(IFLA_NET_NS_FD, &pair.pod_netns.as_raw_fd().to_ne_bytes());
-    let data = Attributes::new().nest_after(VETH_INFO_PEER, &link_header(0, 0, true), &peer);
+    let data = Attributes::new().nest_after(VETH_INFO_PEER, &link_header(0, 0, false), &peer);
     let attributes = Attributes::new()
         .text(IFLA_IFNAME, pair.host_name)
         .u32(IFLA_MTU, pair.mtu)
         .u32(IFLA_MASTER, pair.bridge)
         .nest(IFLA_LINKINFO, &Attributes::new().text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, &data));
-    let request = Message::new(RTM_NEWLINK, ACK | CREATE | EXCL, &link_header(0, 0, true), &attributes);
-    exchange(socket, &[request], |_, _| {})
+    let create = Message::new(RTM_NEWLINK, ACK | CREATE | EXCL, &link_header(0, 0, true), &attributes);
+    let port = Attributes::new().u8(IFLA_BRPORT_MODE, 1);
+    let port = Attributes::new().text(IFLA_INFO_SLAVE_KIND, "bridge").nest(IFLA_INFO_SLAVE_DATA, &port);
+    let attributes = Attributes::new().text(IFLA_IFNAME, pair.host_name).nest(IFLA_LINKINFO, &port);
+    let hairpin = Message::new(RTM_NEWLINK, ACK, &link_header(0, 0, false), &attributes);
+    exchange(socket, &[create, hairpin], |_, _| {})
 }
 
 /// Removes an interface. Slow: it waits for an RCU grace period.
@@ -192,6 +203,20 @@ pub(crate) fn disable_port(socket: BorrowedFd<'_>, index: u32) -> io::Result<()>
     let attributes = Attributes::new().nest(IFLA_PROTINFO, &port);
     let request = Message::new(RTM_SETLINK, ACK, &link_header(AF_BRIDGE, index, false), &attributes);
     exchange(socket, &[request], |_, _| {})
+}
+
+/// Message: look at an interface, so that it carries packets when the answer is there.
+///
+/// A link that has just come up carries nothing until deferred work of the kernel (`linkwatch`) has run: a first packet
+/// would be lost, and TCP would try again after a second. Looking at an interface runs that work at once (since Linux 6.9;
+/// before, it runs some milliseconds later all the same).
+pub(crate) fn settle(index: u32) -> Message {
+    Message::new(RTM_GETLINK, ACK, &link_header(0, index, false), &Attributes::new())
+}
+
+/// As [`settle`], by name.
+pub(crate) fn settle_named(name: &str) -> Message {
+    Message::new(RTM_GETLINK, ACK, &link_header(0, 0, false), &Attributes::new().text(IFLA_IFNAME, name))
 }
 
 /// Message: bring an interface up.

@@ -16,10 +16,10 @@ use crisp_sys::netns::{PodNamespaces, PodNamespacesRequest, create_pod_namespace
 
 const INSIDE: &str = "CRISP_NETWORK_TEST_INSIDE";
 /// Longer than any loaded machine needs, shorter than anybody's patience.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs `body` with a private host, or says that it is not run.
-pub fn on_private_host(test: &str, body: impl FnOnce(&Path)) {
+pub(crate) fn on_private_host(test: &str, body: impl FnOnce(&Path)) {
     if std::env::var_os(INSIDE).is_some() {
         let dir = tempfile::tempdir().unwrap();
         sh("ip link set lo up");
@@ -46,7 +46,7 @@ pub fn on_private_host(test: &str, body: impl FnOnce(&Path)) {
 }
 
 /// Runs a command line that must succeed; gives its output.
-pub fn sh(line: &str) -> String {
+pub(crate) fn sh(line: &str) -> String {
     let out = Command::new("sh").args(["-c", line]).output().unwrap();
     let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "{line}: {said}");
@@ -54,7 +54,7 @@ pub fn sh(line: &str) -> String {
 }
 
 /// Settings with everything below `dir` and no CNI.
-pub fn config(dir: &Path) -> NetworkConfig {
+pub(crate) fn config(dir: &Path) -> NetworkConfig {
     let mut config = NetworkConfig::new(dir.join("network"));
     config.cni_conf_dir = dir.join("net.d");
     config.cni_bin_dirs = vec![dir.join("bin"), "/usr/lib/cni".into()];
@@ -63,14 +63,14 @@ pub fn config(dir: &Path) -> NetworkConfig {
 }
 
 /// A pod's namespaces; gone when dropped.
-pub struct Pod {
-    pub id: SandboxId,
-    pub netns: PathBuf,
-    pub request: AttachRequest,
+pub(crate) struct Pod {
+    pub(crate) id: SandboxId,
+    pub(crate) netns: PathBuf,
+    pub(crate) request: AttachRequest,
 }
 
 impl Pod {
-    pub fn new(dir: &Path, name: &str) -> Self {
+    pub(crate) fn new(dir: &Path, name: &str) -> Self {
         let id = SandboxId::random().unwrap();
         let ns = dir.join("ns").join(id.as_str());
         std::fs::create_dir_all(&ns).unwrap();
@@ -84,36 +84,36 @@ impl Pod {
         Self { id, netns, request }
     }
 
-    pub fn publish(&mut self, protocol: Protocol, host_port: u16, container_port: u16, host_ip: Option<&str>) {
+    pub(crate) fn publish(&mut self, protocol: Protocol, host_port: u16, container_port: u16, host_ip: Option<&str>) {
         let host_ip = host_ip.map(|ip| ip.parse().unwrap());
         self.request.port_mappings.push(PortMapping { protocol, container_port, host_port, host_ip });
     }
 
     /// Ends the pod's namespace.
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.request.netlink = None;
         unpin(&self.netns).unwrap();
     }
 
     /// Runs `work` inside.
-    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         in_netns(&self.netns, work).unwrap()
     }
 
-    pub fn ip_output(&self, arguments: &str) -> String {
+    pub(crate) fn ip_output(&self, arguments: &str) -> String {
         self.within(|| sh(&format!("ip {arguments}")))
     }
 
     /// Serves TCP on `port`: each client is told its own address as seen from here.
-    pub fn serve_tcp(&self, port: u16) {
+    pub(crate) fn serve_tcp(&self, port: u16) {
         self.within(|| serve_tcp(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port)));
     }
 
-    pub fn serve_tcp6(&self, port: u16) {
+    pub(crate) fn serve_tcp6(&self, port: u16) {
         self.within(|| serve_tcp(SocketAddr::new(IpAddr::from([0; 16]), port)));
     }
 
-    pub fn serve_udp(&self, port: u16, answer: &'static str) {
+    pub(crate) fn serve_udp(&self, port: u16, answer: &'static str) {
         self.within(|| serve_udp(port, answer));
     }
 }
@@ -124,16 +124,16 @@ impl Drop for Pod {
     }
 }
 
-pub fn attach(network: &Network, pod: &Pod) -> IpAddr {
+pub(crate) fn attach(network: &Network, pod: &Pod) -> IpAddr {
     network.attach(&pod.request).unwrap_or_else(|e| panic!("{}", chain(&e))).ips[0]
 }
 
-pub fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {}", chain(source)))
 }
 
 /// Serves in the namespace of the calling thread, for as long as the process lives.
-pub fn serve_tcp(address: SocketAddr) {
+pub(crate) fn serve_tcp(address: SocketAddr) {
     let listener = TcpListener::bind(address).unwrap();
     std::thread::spawn(move || {
         for client in listener.incoming() {
@@ -144,7 +144,7 @@ pub fn serve_tcp(address: SocketAddr) {
     });
 }
 
-pub fn serve_udp(port: u16, answer: &'static str) {
+pub(crate) fn serve_udp(port: u16, answer: &'static str) {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
     std::thread::spawn(move || {
         let mut buffer = [0; 64];
@@ -155,11 +155,11 @@ pub fn serve_udp(port: u16, answer: &'static str) {
 }
 
 /// What a server of [`serve_tcp`] tells: our address as it sees it.
-pub fn ask_tcp(to: &str) -> std::io::Result<String> {
+pub(crate) fn ask_tcp(to: &str) -> std::io::Result<String> {
     ask_tcp_within(to, PATIENCE)
 }
 
-pub fn ask_tcp_within(to: &str, patience: Duration) -> std::io::Result<String> {
+pub(crate) fn ask_tcp_within(to: &str, patience: Duration) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&to.parse().unwrap(), patience)?;
     stream.set_read_timeout(Some(patience))?;
     let mut said = String::new();
@@ -167,7 +167,7 @@ pub fn ask_tcp_within(to: &str, patience: Duration) -> std::io::Result<String> {
     Ok(said)
 }
 
-pub fn ask_udp(from_port: u16, to: &str, patience: Duration) -> std::io::Result<String> {
+pub(crate) fn ask_udp(from_port: u16, to: &str, patience: Duration) -> std::io::Result<String> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, from_port))?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(patience))?;
