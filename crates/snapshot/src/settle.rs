@@ -10,7 +10,7 @@
 //!    whiteout in directories that it need not merge;
 //! 5. directories get their attributes.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -43,6 +43,7 @@ pub(crate) fn settle(content: &RootedDir, records: Records, lowers: &[PathBuf], 
     let mut settler = Settler { content, view, records, ours: Owner::of_process() };
     settler.relocate()?;
     settler.link()?;
+    settler.shelter()?;
     settler.inherit()?;
     settler.hide()?;
     settler.finish()
@@ -180,6 +181,23 @@ impl Settler<'_> {
         }
     }
 
+    /// Makes the directories of whiteouts, and opaque ones, again that were replaced meanwhile, and then replaced by directories once more.
+    fn shelter(&mut self) -> Result<()> {
+        let hidden_in = self.records.whiteouts.iter().filter_map(|path| parent(path)).map(<[u8]>::to_vec);
+        let dirs: BTreeSet<Vec<u8>> = hidden_in.chain(self.records.opaques.iter().cloned()).collect();
+        for dir in dirs {
+            if self.look(&dir)?.is_some() || !self.below(&dir)?.is_some_and(|stat| is_dir(&stat)) {
+                continue;
+            }
+            let mut ups = crate::records::ancestors(&dir);
+            let nearest = ups.find_map(|up| self.look(up).transpose()).transpose()?;
+            if nearest.is_some_and(|stat| is_dir(&stat)) {
+                self.make_dirs(&dir, &mut Vec::new())?;
+            }
+        }
+        Ok(())
+    }
+
     fn inherit(&mut self) -> Result<()> {
         let implied: Vec<Vec<u8>> =
             self.records.dirs.iter().filter(|(_, d)| matches!(d, Directory::Implied)).map(|(p, _)| p.clone()).collect();
@@ -266,7 +284,7 @@ impl Settler<'_> {
         self.below_with(path, &self.records.opaques)
     }
 
-    fn below_with(&self, path: &[u8], opaques: &std::collections::BTreeSet<Vec<u8>>) -> Result<Option<Stat>> {
+    fn below_with(&self, path: &[u8], opaques: &BTreeSet<Vec<u8>>) -> Result<Option<Stat>> {
         let Some(view) = &self.view else { return Ok(None) };
         if crate::records::ancestors(path).any(|above| self.records.whiteouts.contains(above) || opaques.contains(above)) {
             return Ok(None);

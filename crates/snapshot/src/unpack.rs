@@ -30,6 +30,8 @@ const WHITEOUT_META: &[u8] = b".wh..wh.";
 /// Hides all that the directory has below.
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
+const REPLACES_TARGET: &str = "it is a hard link in the place of its own target";
+
 /// Mode of a directory until the layer is settled. Without setgid nothing in it inherits a group.
 const UNSETTLED_MODE: u32 = 0o700;
 
@@ -195,6 +197,9 @@ impl Unpacker<'_> {
         let Named::Thing(target) = self.clean(&entry.link)? else {
             return Err(refused("it is a hard link to something that cannot have one"));
         };
+        if target.strip_prefix(real.as_slice()).is_some_and(|rest| rest.first() == Some(&b'/')) {
+            return Err(refused(REPLACES_TARGET));
+        }
         let dir = Path::new(OsStr::from_bytes(parent(&target).unwrap_or_default()));
         let target_name = OsStr::from_bytes(crate::records::name(&target));
         let found = match self.content.walk(dir, Missing::Fail) {
@@ -223,14 +228,17 @@ impl Unpacker<'_> {
         let link = |unpacker: &Self| {
             rustix::fs::linkat(&walked.fd, target_name, unpacker.here(), name, AtFlags::empty())
         };
-        match link(self) {
+        let linked = match link(self) {
             Err(Errno::EXIST) => {
                 self.clear(name, &real)?;
                 link(self)
             }
             other => other,
+        };
+        match linked {
+            Err(Errno::NOENT) => Err(refused(REPLACES_TARGET)),
+            other => other.map_err(failed("link")),
         }
-        .map_err(failed("link"))
     }
 
     /// Removes what is at a name, for something of another kind to take its place.

@@ -91,12 +91,15 @@ impl Layer {
         if matches!(self.nodes.get(path), Some(Node::Late(..))) {
             self.nodes.remove(path);
         }
+        if target.starts_with(&format!("{path}/")) {
+            return None;
+        }
         // The directory of the target must not be a file of this layer.
         if above(target).any(|up| matches!(self.nodes.get(up), Some(Node::Leaf(_)))) || path == target {
             return None;
         }
         match self.nodes.get(target).cloned() {
-            Some(Node::Leaf(content)) if !target.starts_with(&format!("{path}/")) => self.put(path, Node::Leaf(content)),
+            Some(Node::Leaf(content)) => self.put(path, Node::Leaf(content)),
             Some(Node::Late(..)) | None => self.put(path, Node::Late(target.into(), n)),
             _ => None,
         }
