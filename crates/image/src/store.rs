@@ -2,7 +2,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crisp_snapshot::{ChainId, LayerStore, Usage};
+use crisp_snapshot::{ChainId, LayerStore, SnapshotError, Usage};
 use tokio::sync::watch;
 use tracing::{Span, warn};
 
@@ -193,6 +193,8 @@ impl ImageStore {
                     collected.layers += 1;
                     collected.usage = collected.usage + usage;
                 }
+                // A layer was put on it and let go since the list was made: the next collection takes both.
+                Err(SnapshotError::HasChildren { .. }) => {}
                 Err(error) => {
                     warn!(chain = %id, error = chain(&error), "layer is not removed");
                     first_error.get_or_insert(error);
