@@ -15,7 +15,8 @@ const SOURCES: [&str; 7] =
 /// Prefixes of variables that Cargo sets for this build script and that would steer the nested build.
 const NOT_INHERITED: [&str; 5] = ["CARGO_", "RUSTC", "RUSTDOC", "RUSTFLAGS", "DEP_"];
 /// Those that do belong to the nested build too: caches, network, and the shared job tokens.
-const INHERITED: [&str; 5] = ["CARGO_HOME", "CARGO_MAKEFLAGS", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTRIES_"];
+const INHERITED: [&str; 5] =
+    ["CARGO_HOME", "CARGO_MAKEFLAGS", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTRIES_"];
 
 fn main() {
     let workspace = PathBuf::from(required("CARGO_MANIFEST_DIR")).join("..");
@@ -46,7 +47,17 @@ fn build(workspace: &Path, out: &Path) -> PathBuf {
     }
     cargo
         .current_dir(workspace)
-        .args(["build", "--locked", "--quiet", "--package", "crisp-shim", "--profile", "shim", "--target", &target])
+        .args([
+            "build",
+            "--locked",
+            "--quiet",
+            "--package",
+            "crisp-shim",
+            "--profile",
+            "shim",
+            "--target",
+            &target,
+        ])
         .arg("--target-dir")
         .arg(&target_dir)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
@@ -65,13 +76,16 @@ fn target() -> (String, Vec<&'static str>) {
         flags.push("-Clink-self-contained=yes");
         return (musl, flags);
     }
-    println!("cargo::warning=the target {musl} is not installed: the shim is linked with glibc and is larger");
+    println!(
+        "cargo::warning=the target {musl} is not installed: the shim is linked with glibc and is larger"
+    );
     (format!("{arch}-unknown-linux-gnu"), flags)
 }
 
 fn has_std(target: &str) -> bool {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let Ok(output) = Command::new(rustc).args(["--print", "target-libdir", "--target", target]).output() else {
+    let Ok(output) = Command::new(rustc).args(["--print", "target-libdir", "--target", target]).output()
+    else {
         return false;
     };
     let dir = String::from_utf8_lossy(&output.stdout).trim().to_owned();

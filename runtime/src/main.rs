@@ -1,4 +1,36 @@
 //! Crisp: the Kubernetes container runtime's daemon and its command line.
+//!
+//! ```text
+//! cli ─▶ server ─▶ recovery ─▶ cri (RuntimeService, ImageService), admin
+//!                                │ parse              │ convert
+//!                                ▼                    ▲ published records
+//!                  pod/ container/: jobs, states, records
+//!                                │
+//!          supervisor (the pod's shim) · network · images · cgroups · stats
+//! ```
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod admin;
+mod blocking;
+mod cgroups;
+mod check;
+mod cli;
+mod config;
+mod container;
+mod cri;
+mod daemon;
+mod dirs;
+mod error;
+mod index;
+mod jobs;
+mod pod;
+mod recovery;
+mod server;
+mod stats;
+mod supervisor;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main(server::main)
+}

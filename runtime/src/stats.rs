@@ -74,7 +74,8 @@ impl Collector {
     /// Whether the sampler goes on; one that is told no has ended.
     fn goes_on(&self, now: Instant) -> bool {
         let mut sampler = lock(&self.sampler);
-        sampler.runs = sampler.asked_at.is_some_and(|at| now.saturating_duration_since(at) < SAMPLE_AFTER_REQUEST);
+        sampler.runs =
+            sampler.asked_at.is_some_and(|at| now.saturating_duration_since(at) < SAMPLE_AFTER_REQUEST);
         sampler.runs
     }
 }
@@ -95,7 +96,10 @@ struct NotReady {
 ///
 /// # Errors
 /// When a file of a running container's cgroup cannot be read.
-pub(crate) async fn of_container(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<cri::ContainerStats> {
+pub(crate) async fn of_container(
+    daemon: &Arc<Daemon>,
+    container: &Arc<Container>,
+) -> Result<cri::ContainerStats> {
     keep_sampling(daemon);
     let layers = measure(daemon, std::slice::from_ref(container)).await;
     let (daemon, container) = (Arc::clone(daemon), Arc::clone(container));
@@ -162,7 +166,10 @@ fn runs(container: &Container) -> bool {
 
 /// Sizes of the writable layers, in the order of `containers`.
 async fn measure(daemon: &Daemon, containers: &[Arc<Container>]) -> Vec<Option<LayerUsage>> {
-    let wanted = containers.iter().map(|container| (container.id.clone(), container.dir.writable().to_owned())).collect();
+    let wanted = containers
+        .iter()
+        .map(|container| (container.id.clone(), container.dir.writable().to_owned()))
+        .collect();
     daemon.stats.layers.measure(wanted).await
 }
 
@@ -194,7 +201,8 @@ fn container_message(
     layer: Option<LayerUsage>,
 ) -> cri::ContainerStats {
     let record = container.record();
-    let writable_layer = layer.map(|layer| message::writable_layer(layer, crate::cri::filesystem(daemon.dirs.root())));
+    let writable_layer =
+        layer.map(|layer| message::writable_layer(layer, crate::cri::filesystem(daemon.dirs.root())));
     let attributes = Some(cri::ContainerAttributes {
         id: record.id.to_string(),
         metadata: Some(crate::container::metadata(&record.config)),
@@ -248,7 +256,8 @@ fn collect_pods(
 fn pod_message(daemon: &Daemon, pod: &Pod, containers: Vec<cri::ContainerStats>) -> cri::PodSandboxStats {
     let counted = or_unset(pod, count_pod(daemon, pod));
     let links = or_unset(pod, read_links(daemon, pod)).flatten();
-    let linux = message::pod(counted.as_ref().map(|own| (&own.stats, own.nano_cores, own.at)), links, containers);
+    let linux =
+        message::pod(counted.as_ref().map(|own| (&own.stats, own.nano_cores, own.at)), links, containers);
     let record = pod.record();
     cri::PodSandboxStats {
         attributes: Some(cri::PodSandboxAttributes {
@@ -277,7 +286,8 @@ fn read_links(daemon: &Daemon, pod: &Pod) -> Result<Option<(Vec<InterfaceStats>,
 
 /// One group of numbers that fails does not take the others with it.
 fn or_unset<T>(pod: &Pod, read: Result<T>) -> Option<T> {
-    read.inspect_err(|error| tracing::debug!(pod_id = %pod.id, %error, "left out of the pod's statistics")).ok()
+    read.inspect_err(|error| tracing::debug!(pod_id = %pod.id, %error, "left out of the pod's statistics"))
+        .ok()
 }
 
 /// Sees to it that CPU times are sampled for the next while, so that the next request finds a second sample.
@@ -304,9 +314,8 @@ async fn sample_while_asked(daemon: Weak<Daemon>) {
 /// One file per container and pod.
 fn sample(daemon: &Daemon) {
     let containers = daemon.containers.all().into_iter().filter(|container| runs(container));
-    let containers = containers.filter_map(|container| {
-        Some((container.id().to_owned(), cgroups::container_path(&container).ok()?))
-    });
+    let containers = containers
+        .filter_map(|container| Some((container.id().to_owned(), cgroups::container_path(&container).ok()?)));
     let pods = daemon.pods.all().into_iter().filter(|pod| pod.state() == PodState::Ready);
     let pods = pods.filter_map(|pod| Some((pod.id().to_owned(), pod.cgroup_path().ok()?)));
     let targets: Vec<_> = containers.chain(pods).collect();

@@ -6,6 +6,7 @@
 //! ends), connect again and read the account; nothing is lost, because the shim keeps exit records.
 
 mod client;
+mod connection;
 mod error;
 mod exec;
 mod launcher;
@@ -13,8 +14,9 @@ mod wire;
 
 pub(crate) use client::{Supervision, SupervisorClient, connect};
 pub(crate) use error::Error;
-pub(crate) use exec::{ExecOutput, ExecSession, ExecSync};
+pub(crate) use exec::{ExecOutput, ExecSync};
 pub(crate) use launcher::Launcher;
 pub(crate) use wire::{
-    CgroupEntry, ContainerPhase, ContainerSetup, ContainerStatus, Event, Exit, HandlerKind, ShimState, Started, Stdio,
+    CgroupEntry, ContainerPhase, ContainerSetup, Event, Exit, HandlerKind, ShimState, Started, Stdio,
+    exit_record,
 };

@@ -69,6 +69,7 @@ impl PullBar {
 
     pub(crate) fn layer(&mut self, layer: admin::LayerProgress) {
         let done = if layer.complete { layer.bytes_total } else { layer.bytes_done };
+        // A complete layer may come without its size; what was counted stays.
         let known = self.layers.entry(layer.digest).or_default();
         *known = done.max(*known);
         self.bar.set_position(self.layers.values().sum());

@@ -12,11 +12,23 @@ pub(crate) enum Error {
     #[error("prepare the shim's program")]
     Program(#[source] std::io::Error),
     #[error("bind {}", path.display())]
-    Bind { path: PathBuf, #[source] source: std::io::Error },
+    Bind {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("start the shim of {}", pod_dir.display())]
-    Spawn { pod_dir: PathBuf, #[source] source: std::io::Error },
+    Spawn {
+        pod_dir: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("connect to the shim at {}", path.display())]
-    Connect { path: PathBuf, #[source] source: std::io::Error },
+    Connect {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("send a request to the shim")]
     Send(#[source] std::io::Error),
     #[error("the shim is gone: its connection is closed")]

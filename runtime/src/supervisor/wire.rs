@@ -1,9 +1,8 @@
 //! What daemon and shim tell each other, as domain types; the conversions from and to the messages live here alone.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
-use crisp_domain::{ContainerId, ExitStatus, Timestamp};
+use crisp_domain::{ContainerId, ErrorKind, ExitStatus, Timestamp};
 use crisp_proto::supervisor as pb;
 
 use super::Error;
@@ -80,10 +79,7 @@ pub(crate) struct Exit {
 /// What a shim holds, by its own account.
 #[derive(Debug, Clone)]
 pub(crate) struct ShimState {
-    pub(crate) protocol: u32,
     pub(crate) shim_pid: i32,
-    /// The pod's PID 1, when containers share a PID namespace.
-    pub(crate) pod_init_pid: Option<i32>,
     pub(crate) containers: Vec<ContainerStatus>,
 }
 
@@ -97,9 +93,8 @@ pub(crate) struct ContainerStatus {
 /// How far a container has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ContainerPhase {
-    /// Its init waits for the start.
-    Created { pid: i32 },
-    Running { pid: i32 },
+    /// Its init waits for the start, or runs.
+    Alive,
     Exited(Exit),
 }
 
@@ -107,5 +102,116 @@ pub(crate) enum ContainerPhase {
 #[derive(Debug, Clone)]
 pub(crate) enum Event {
     ContainerExited { id: ContainerId, exit: Exit },
-    ExecExited { container: ContainerId, exec_id: String, exit: Exit, timed_out: bool },
+}
+
+/// Name of the shim's exit record in a container's state directory.
+const EXIT_RECORD: &str = "exit.json";
+/// Bytes of an exit record.
+const EXIT_RECORD_BYTES_MAX: u64 = 4096;
+
+/// The exit record that a shim left; `None` when there is none that can be read.
+pub(crate) fn exit_record(state_dir: &std::path::Path) -> Option<Exit> {
+    #[derive(serde::Deserialize)]
+    struct Record {
+        version: u32,
+        code: u32,
+        signal: u32,
+        finished_at: i64,
+        oom_killed: bool,
+    }
+    let file = std::fs::File::open(state_dir.join(EXIT_RECORD)).ok()?;
+    let record: Record = serde_json::from_reader(std::io::Read::take(file, EXIT_RECORD_BYTES_MAX)).ok()?;
+    let Record { version: 1, code, signal, finished_at, oom_killed } = record else { return None };
+    Some(exit(pb::Exit { code, signal, finished_at, oom_killed }))
+}
+
+pub(super) fn exit(exit: pb::Exit) -> Exit {
+    let byte = |number: u32| u8::try_from(number).unwrap_or(u8::MAX);
+    let status = match exit.signal {
+        0 => ExitStatus::Code(byte(exit.code)),
+        signal => ExitStatus::Signal(byte(signal)),
+    };
+    Exit { status, finished_at: Timestamp(exit.finished_at), oom_killed: exit.oom_killed }
+}
+
+pub(super) fn started(started: pb::Started) -> Started {
+    Started { pid: started.pid, start_time_ticks: started.start_time_ticks }
+}
+
+pub(super) fn refused(failure: pb::Failure) -> Error {
+    let kind = match failure.code() {
+        pb::Code::Internal => ErrorKind::Internal,
+        pb::Code::NotFound => ErrorKind::NotFound,
+        pb::Code::Invalid => ErrorKind::Invalid,
+        pb::Code::Exists => ErrorKind::Exists,
+        pb::Code::WrongState => ErrorKind::WrongState,
+        pb::Code::Unsupported => ErrorKind::Unsupported,
+        pb::Code::Exhausted => ErrorKind::Exhausted,
+    };
+    Error::Refused { kind, message: failure.message }
+}
+
+/// An exit; `None` for an id that is none.
+pub(super) fn container_exited(exited: pb::ContainerExited) -> Option<Event> {
+    let id = exited.container_id.parse().ok()?;
+    Some(Event::ContainerExited { id, exit: exit(exited.exit.unwrap_or_default()) })
+}
+
+pub(super) fn state(state: pb::State) -> Result<ShimState, Error> {
+    let containers = state.containers.into_iter().map(container).collect::<Result<_, _>>()?;
+    Ok(ShimState { shim_pid: state.shim_pid, containers })
+}
+
+fn container(container: pb::ContainerState) -> Result<ContainerStatus, Error> {
+    let unreadable = Error::Answer { what: "Hello" };
+    let phase = match container.phase() {
+        pb::Phase::Created | pb::Phase::Running => ContainerPhase::Alive,
+        pb::Phase::Exited => ContainerPhase::Exited(exit(container.exit.unwrap_or_default())),
+    };
+    Ok(ContainerStatus { id: container.container_id.parse().map_err(|_no_id| unreadable)?, phase })
+}
+
+pub(super) fn cgroup(entry: &CgroupEntry) -> pb::Cgroup {
+    let text = |path: &PathBuf| path.display().to_string();
+    pb::Cgroup {
+        v1_tasks: entry.v1_tasks.iter().map(text).collect(),
+        v2_dir: entry.v2_dir.as_ref().map(text).unwrap_or_default(),
+        oom_file: entry.oom_file.as_ref().map(text).unwrap_or_default(),
+    }
+}
+
+pub(super) fn create(setup: &ContainerSetup) -> pb::CreateContainer {
+    pb::CreateContainer {
+        container_id: setup.id.to_string(),
+        bundle: setup.bundle.display().to_string(),
+        state_dir: setup.state_dir.display().to_string(),
+        cgroup: Some(cgroup(&setup.cgroup)),
+        stdio: Some(stdio(&setup.stdio)),
+        handler: Some(handler(&setup.handler)),
+    }
+}
+
+fn stdio(stdio: &Stdio) -> pb::Stdio {
+    pb::Stdio {
+        terminal: stdio.terminal,
+        stdin: stdio.stdin,
+        stdin_once: stdio.stdin_once,
+        log_path: stdio.log_path.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+        log_line_bytes_max: stdio.log_line_bytes_max.unwrap_or(0),
+    }
+}
+
+fn handler(handler: &HandlerKind) -> pb::Handler {
+    let kind = match handler {
+        HandlerKind::Builtin => pb::handler::Kind::Builtin(pb::Builtin {}),
+        HandlerKind::OciBinary { path, root, systemd_cgroup, global_args } => {
+            pb::handler::Kind::OciBinary(pb::OciBinary {
+                path: path.display().to_string(),
+                root: root.display().to_string(),
+                systemd_cgroup: *systemd_cgroup,
+                global_args: global_args.clone(),
+            })
+        }
+    };
+    pb::Handler { kind: Some(kind) }
 }

@@ -1,0 +1,113 @@
+//! The end of a container: what was seen is settled into its record, and what it leaves in the kernel goes.
+
+use std::sync::Arc;
+
+use crisp_domain::{ContainerId, ExitStatus, Timestamp};
+
+use super::Container;
+use super::state::{ContainerEvent, End, EndReason};
+use crate::blocking;
+use crate::cgroups;
+use crate::daemon::Daemon;
+use crate::error::Result;
+use crate::supervisor::{self, Exit};
+
+/// How the end of a container was noticed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Seen {
+    /// Its shim reaped it.
+    Exit(Exit),
+    /// Its shim is gone; an exit record may be there, or it still runs.
+    ShimGone,
+}
+
+/// Settles an end in a task of its own, since a start that is under way is waited for.
+pub(crate) fn spawn(daemon: &Arc<Daemon>, id: &ContainerId, seen: Seen) {
+    let Some(container) = daemon.containers.find_any(id.as_str()) else { return };
+    let daemon = Arc::clone(daemon);
+    let span = tracing::info_span!("exit", container_id = %id);
+    tokio::spawn(tracing::Instrument::instrument(
+        async move { settle(&daemon, &container, seen).await },
+        span,
+    ));
+}
+
+/// Brings a container that runs to its end; one that does not is left as it is.
+pub(crate) async fn settle(daemon: &Arc<Daemon>, container: &Arc<Container>, seen: Seen) {
+    let _ops = container.ops.lock().await;
+    if !container.state().may_run() {
+        return;
+    }
+    if let Err(error) = end(daemon, container, seen).await {
+        tracing::error!(%error, "record the end of the container");
+    }
+    clean_up(daemon, container).await;
+}
+
+async fn end(daemon: &Arc<Daemon>, container: &Arc<Container>, seen: Seen) -> Result<()> {
+    let (owner, ended) = (Arc::clone(daemon), Arc::clone(container));
+    blocking::run(move || {
+        let end = match seen {
+            Seen::Exit(exit) => of_exit(exit),
+            Seen::ShimGone => {
+                // What nobody supervises must not go on.
+                cgroups::kill_container(&owner, &ended)?;
+                supervisor::exit_record(ended.dir.state()).map_or_else(lost, of_exit)
+            }
+        };
+        tracing::info!(code = end.reason.code(), reason = end.reason.name(), "container ended");
+        ended.apply(ContainerEvent::Ended(end))
+    })
+    .await
+}
+
+/// Frees what an ended container holds in the kernel and in its shim. What fails here is tried again by the removal.
+pub(crate) async fn clean_up(daemon: &Arc<Daemon>, container: &Arc<Container>) {
+    if let Ok(supervisor) = container.pod.supervisor()
+        && let Err(error) = supervisor.delete(&container.id).await
+    {
+        tracing::warn!(container_id = %container.id, %error, "let the shim forget the container");
+    }
+    let (owner, ended) = (Arc::clone(daemon), Arc::clone(container));
+    if let Err(error) = blocking::run(move || cgroups::remove_container(&owner, &ended)).await {
+        tracing::warn!(container_id = %container.id, %error, "remove the container's cgroup");
+    }
+}
+
+fn of_exit(exit: Exit) -> End {
+    let killed = exit.status == ExitStatus::Signal(9) || exit.status == ExitStatus::Code(137);
+    let reason = match exit.oom_killed && killed {
+        true => EndReason::OomKilled(exit.status),
+        false => EndReason::Exited(exit.status),
+    };
+    End { reason, finished_at: exit.finished_at }
+}
+
+fn lost() -> End {
+    End { reason: EndReason::Lost, finished_at: Timestamp::now() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(status: ExitStatus, oom_killed: bool) -> Exit {
+        Exit { status, finished_at: Timestamp(9), oom_killed }
+    }
+
+    #[test]
+    fn a_child_killed_for_memory_does_not_rename_a_normal_exit() {
+        assert_eq!(of_exit(exit(ExitStatus::Code(0), true)).reason, EndReason::Exited(ExitStatus::Code(0)));
+        assert_eq!(
+            of_exit(exit(ExitStatus::Signal(15), true)).reason,
+            EndReason::Exited(ExitStatus::Signal(15))
+        );
+    }
+
+    #[test]
+    fn killed_for_memory_is_told() {
+        let killed = ExitStatus::Signal(9);
+        assert_eq!(of_exit(exit(killed, true)).reason, EndReason::OomKilled(killed));
+        assert_eq!(of_exit(exit(killed, false)).reason, EndReason::Exited(killed));
+    }
+}

@@ -1,0 +1,41 @@
+//! RemoveContainer: killed if it runs, then its mounts, files, record and name go. Every step may be repeated.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Container, exit, stop};
+use crate::blocking;
+use crate::daemon::Daemon;
+use crate::error::{Doing as _, Result};
+
+/// Removes a container, or joins the removal that is under way.
+///
+/// # Errors
+/// The first step that failed; a repetition goes on from there.
+pub(crate) async fn remove(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
+    let key = format!("remove {}", container.id);
+    let job = || {
+        let (daemon, container) = (Arc::clone(daemon), Arc::clone(container));
+        async move { steps(&daemon, &container).await }
+    };
+    daemon.step_jobs.join_or_start(key, job).await
+}
+
+async fn steps(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
+    stop::stop(daemon, container, Duration::ZERO).await?;
+    let _ops = container.ops.lock().await;
+    exit::clean_up(daemon, container).await;
+    let (owner, doomed) = (Arc::clone(daemon), Arc::clone(container));
+    blocking::run(move || delete(&owner, &doomed)).await?;
+    daemon.containers.remove(container);
+    daemon.collect_layers();
+    tracing::info!(container_id = %container.id, "container removed");
+    Ok(())
+}
+
+/// Everything on disk: the mount, the writable layer, at last the record.
+pub(crate) fn delete(_daemon: &Daemon, container: &Container) -> Result<()> {
+    crisp_snapshot::Rootfs::unmount(&container.dir.rootfs()).doing("unmount the root filesystem")?;
+    crisp_snapshot::Rootfs::remove_writable(container.dir.writable()).doing("delete the writable layer")?;
+    crate::pod::stop::remove_dir(container.dir.state())
+}

@@ -1,0 +1,35 @@
+//! UpdateContainerResources: the cgroup first, then the record; zero and empty mean "as it is".
+
+use std::sync::Arc;
+
+use crisp_spec::Resources;
+
+use super::Container;
+use super::state::ContainerState;
+use crate::blocking;
+use crate::cgroups;
+use crate::daemon::Daemon;
+use crate::error::Result;
+
+/// Changes the limits of a container: of a running one at once, of a created one when it starts.
+///
+/// # Errors
+/// [`crate::error::Error::Invalid`] for values that cannot be; whatever the kernel says, with the old limits in force.
+pub(crate) async fn update(
+    daemon: &Arc<Daemon>,
+    container: &Arc<Container>,
+    requested: Resources,
+) -> Result<()> {
+    let _ops = container.ops.lock().await;
+    let (owner, target) = (Arc::clone(daemon), Arc::clone(container));
+    blocking::run(move || {
+        let merged = target.record().resources.updated(&requested);
+        // Checked in every state, so that a bad value is refused now and not at the start.
+        cgroups::check(&owner, &merged)?;
+        if let ContainerState::Running { .. } = target.state() {
+            cgroups::update_container(&owner, &target, &requested)?;
+        }
+        target.update(|record| record.resources = merged)
+    })
+    .await
+}

@@ -1,0 +1,536 @@
+//! RuntimeService.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crisp_proto::cri::runtime_service_server::RuntimeService;
+use crisp_proto::cri::*;
+use tonic::{Request, Response, Status};
+use tracing::Instrument as _;
+
+use super::{convert, info, status};
+use crate::blocking;
+use crate::container::{self, Container};
+use crate::daemon::Daemon;
+use crate::error::{Doing as _, Error, Result};
+use crate::pod::{self, Pod};
+
+type Answer<T> = std::result::Result<Response<T>, Status>;
+/// The streaming calls are not built yet.
+type NoStream<T> = tokio_stream::Empty<std::result::Result<T, Status>>;
+
+/// What CRI calls the version of the runtime API's own protocol.
+const KUBELET_API_VERSION: &str = "0.1.0";
+/// The scheme of container ids in the Kubernetes API; it never changes.
+const RUNTIME_NAME: &str = "crisp";
+
+/// The service.
+#[derive(Debug)]
+pub(crate) struct Runtime {
+    daemon: Arc<Daemon>,
+}
+
+/// Runs a call's body in its span and maps its error.
+async fn answer<T>(span: tracing::Span, body: impl Future<Output = Result<T>>) -> Answer<T> {
+    async { body.await.map(Response::new).map_err(|error| status(&error)) }.instrument(span).await
+}
+
+fn unimplemented<T>(what: &'static str) -> Answer<T> {
+    Err(status(&Error::Unimplemented(what)))
+}
+
+impl Runtime {
+    pub(crate) fn new(daemon: Arc<Daemon>) -> Self {
+        Self { daemon }
+    }
+
+    fn pod(&self, id: &str) -> Result<Arc<Pod>> {
+        required("pod_sandbox_id", id)?;
+        self.daemon.pods.get(id)
+    }
+
+    fn container(&self, id: &str) -> Result<Arc<Container>> {
+        required("container_id", id)?;
+        self.daemon.containers.get(id)
+    }
+
+    fn list_pods(&self, filter: Option<PodSandboxFilter>) -> Result<Vec<PodSandbox>> {
+        let filter = filter.unwrap_or_default();
+        let pods = match filter.id.as_str() {
+            "" => self.daemon.pods.visible(),
+            id => self.daemon.pods.find(id)?.into_iter().collect(),
+        };
+        let items = pods.iter().map(|pod| convert::sandbox(&pod.record()));
+        let state = filter.state.map(|state| state.state);
+        Ok(items
+            .filter(|item| state.is_none_or(|state| item.state == state))
+            .filter(|item| selected(&item.labels, &filter.label_selector))
+            .collect())
+    }
+
+    fn list_containers(&self, filter: Option<ContainerFilter>) -> Result<Vec<crisp_proto::cri::Container>> {
+        let filter = filter.unwrap_or_default();
+        let state = filter.state.as_ref().map(|state| state.state);
+        let containers = self.select(&filter.id, &filter.pod_sandbox_id)?;
+        let items = containers.iter().map(|container| convert::container(&container.record()));
+        Ok(items
+            .filter(|item| state.is_none_or(|state| item.state == state))
+            .filter(|item| selected(&item.labels, &filter.label_selector))
+            .collect())
+    }
+
+    /// The containers with this id and of this pod; empty means any. An id that nothing has gives none.
+    fn select(&self, id: &str, pod_id: &str) -> Result<Vec<Arc<Container>>> {
+        let containers = match id {
+            "" => self.daemon.containers.visible(),
+            id => self.daemon.containers.find(id)?.into_iter().collect(),
+        };
+        if pod_id.is_empty() {
+            return Ok(containers);
+        }
+        let Some(pod) = self.daemon.pods.find(pod_id)? else { return Ok(Vec::new()) };
+        Ok(containers.into_iter().filter(|container| container.pod.id == pod.id).collect())
+    }
+
+    fn conditions(&self) -> Vec<RuntimeCondition> {
+        let condition = |r#type: &str, status, reason: &str, message: String| RuntimeCondition {
+            r#type: r#type.to_owned(),
+            status,
+            reason: reason.to_owned(),
+            message,
+        };
+        let network = match self.daemon.network.status() {
+            Ok(()) => condition("NetworkReady", true, "", String::new()),
+            Err(not_ready) => condition("NetworkReady", false, not_ready.reason, not_ready.message),
+        };
+        vec![condition("RuntimeReady", true, "", String::new()), network]
+    }
+
+    /// One entry per handler, and one with the empty name for the default one.
+    fn handlers(&self) -> Vec<RuntimeHandler> {
+        let names = std::iter::once("").chain(self.daemon.config.handlers.keys().map(String::as_str));
+        // User namespaces come later, so no handler offers them.
+        let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+        names.map(|name| RuntimeHandler { name: name.to_owned(), features: Some(features) }).collect()
+    }
+}
+
+fn required(field: &str, value: &str) -> Result<()> {
+    if value.is_empty() { Err(Error::Invalid(format!("{field} is missing"))) } else { Ok(()) }
+}
+
+/// Whether `labels` have every pair of `selector`.
+fn selected(labels: &HashMap<String, String>, selector: &HashMap<String, String>) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+fn seconds(seconds: i64) -> Duration {
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+}
+
+#[tonic::async_trait]
+impl RuntimeService for Runtime {
+    async fn version(&self, _: Request<VersionRequest>) -> Answer<VersionResponse> {
+        Ok(Response::new(VersionResponse {
+            version: KUBELET_API_VERSION.to_owned(),
+            runtime_name: RUNTIME_NAME.to_owned(),
+            runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+            runtime_api_version: "v1".to_owned(),
+        }))
+    }
+
+    async fn run_pod_sandbox(&self, request: Request<RunPodSandboxRequest>) -> Answer<RunPodSandboxResponse> {
+        let request = request.into_inner();
+        answer(tracing::info_span!("RunPodSandbox"), async {
+            let parsed = pod::request::parse(request.config)?;
+            let id = pod::start::run(&self.daemon, parsed, request.runtime_handler).await?;
+            Ok(RunPodSandboxResponse { pod_sandbox_id: id.to_string() })
+        })
+        .await
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<StopPodSandboxRequest>,
+    ) -> Answer<StopPodSandboxResponse> {
+        let id = request.into_inner().pod_sandbox_id;
+        answer(tracing::info_span!("StopPodSandbox", pod_id = id), async {
+            required("pod_sandbox_id", &id)?;
+            if let Some(pod) = self.daemon.pods.find(&id)? {
+                pod::stop::stop(&self.daemon, &pod).await?;
+            }
+            Ok(StopPodSandboxResponse {})
+        })
+        .await
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<RemovePodSandboxRequest>,
+    ) -> Answer<RemovePodSandboxResponse> {
+        let id = request.into_inner().pod_sandbox_id;
+        answer(tracing::info_span!("RemovePodSandbox", pod_id = id), async {
+            required("pod_sandbox_id", &id)?;
+            if let Some(pod) = self.daemon.pods.find(&id)? {
+                pod::stop::remove(&self.daemon, &pod).await?;
+            }
+            Ok(RemovePodSandboxResponse {})
+        })
+        .await
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<PodSandboxStatusRequest>,
+    ) -> Answer<PodSandboxStatusResponse> {
+        let request = request.into_inner();
+        answer(tracing::debug_span!("PodSandboxStatus", pod_id = request.pod_sandbox_id), async {
+            let pod = self.pod(&request.pod_sandbox_id)?;
+            let timestamp = crisp_domain::Timestamp::now().0;
+            let containers = self.daemon.containers_of(&pod).into_iter();
+            let visible = containers.filter(|container| crate::index::Indexed::is_visible(&**container));
+            let info = match request.verbose {
+                true => {
+                    let (daemon, pod) = (Arc::clone(&self.daemon), Arc::clone(&pod));
+                    blocking::run(move || info::pod(&daemon, &pod)).await?
+                }
+                false => HashMap::new(),
+            };
+            Ok(PodSandboxStatusResponse {
+                status: Some(convert::sandbox_status(&pod.record())),
+                info,
+                containers_statuses: visible
+                    .map(|container| convert::container_status(&container.record()))
+                    .collect(),
+                timestamp,
+            })
+        })
+        .await
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<ListPodSandboxRequest>,
+    ) -> Answer<ListPodSandboxResponse> {
+        let items = self.list_pods(request.into_inner().filter).map_err(|error| status(&error))?;
+        Ok(Response::new(ListPodSandboxResponse { items }))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<CreateContainerRequest>,
+    ) -> Answer<CreateContainerResponse> {
+        let request = request.into_inner();
+        answer(tracing::info_span!("CreateContainer", pod_id = request.pod_sandbox_id), async {
+            let pod = self.pod(&request.pod_sandbox_id)?;
+            let id = container::create::run(&self.daemon, &pod, request.config).await?;
+            Ok(CreateContainerResponse { container_id: id.to_string() })
+        })
+        .await
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<StartContainerRequest>,
+    ) -> Answer<StartContainerResponse> {
+        let id = request.into_inner().container_id;
+        answer(tracing::info_span!("StartContainer", container_id = id), async {
+            container::start::start(&self.daemon, &self.container(&id)?).await?;
+            Ok(StartContainerResponse {})
+        })
+        .await
+    }
+
+    async fn stop_container(&self, request: Request<StopContainerRequest>) -> Answer<StopContainerResponse> {
+        let StopContainerRequest { container_id: id, timeout } = request.into_inner();
+        answer(tracing::info_span!("StopContainer", container_id = id, timeout), async {
+            required("container_id", &id)?;
+            if let Some(container) = self.daemon.containers.find(&id)? {
+                container::stop::stop(&self.daemon, &container, seconds(timeout)).await?;
+            }
+            Ok(StopContainerResponse {})
+        })
+        .await
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<RemoveContainerRequest>,
+    ) -> Answer<RemoveContainerResponse> {
+        let id = request.into_inner().container_id;
+        answer(tracing::info_span!("RemoveContainer", container_id = id), async {
+            required("container_id", &id)?;
+            if let Some(container) = self.daemon.containers.find(&id)? {
+                container::remove::remove(&self.daemon, &container).await?;
+            }
+            Ok(RemoveContainerResponse {})
+        })
+        .await
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<ListContainersRequest>,
+    ) -> Answer<ListContainersResponse> {
+        let containers = self.list_containers(request.into_inner().filter).map_err(|error| status(&error))?;
+        Ok(Response::new(ListContainersResponse { containers }))
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<ContainerStatusRequest>,
+    ) -> Answer<ContainerStatusResponse> {
+        let request = request.into_inner();
+        answer(tracing::debug_span!("ContainerStatus", container_id = request.container_id), async {
+            let container = self.container(&request.container_id)?;
+            let status = Some(convert::container_status(&container.record()));
+            let info = match request.verbose {
+                true => blocking::run(move || info::container(&container)).await?,
+                false => HashMap::new(),
+            };
+            Ok(ContainerStatusResponse { status, info })
+        })
+        .await
+    }
+
+    async fn update_container_resources(
+        &self,
+        request: Request<UpdateContainerResourcesRequest>,
+    ) -> Answer<UpdateContainerResourcesResponse> {
+        let request = request.into_inner();
+        answer(tracing::info_span!("UpdateContainerResources", container_id = request.container_id), async {
+            let container = self.container(&request.container_id)?;
+            let linux = request.linux.ok_or_else(|| Error::Invalid("linux is missing".to_owned()))?;
+            let limits = super::config::resources(Some(&linux))?;
+            container::update::update(&self.daemon, &container, limits).await?;
+            Ok(UpdateContainerResourcesResponse {})
+        })
+        .await
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<ReopenContainerLogRequest>,
+    ) -> Answer<ReopenContainerLogResponse> {
+        let id = request.into_inner().container_id;
+        answer(tracing::info_span!("ReopenContainerLog", container_id = id), async {
+            let container = self.container(&id)?;
+            container.require_running()?;
+            container.pod.supervisor()?.reopen_log(&container.id).await.doing("reopen the log")?;
+            Ok(ReopenContainerLogResponse {})
+        })
+        .await
+    }
+
+    async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Answer<ExecSyncResponse> {
+        let ExecSyncRequest { container_id: id, cmd, timeout } = request.into_inner();
+        answer(tracing::info_span!("ExecSync", container_id = id), async {
+            let container = self.container(&id)?;
+            let limit = (timeout > 0).then(|| seconds(timeout));
+            let output = container::exec::exec_sync(&self.daemon, &container, cmd, limit).await?;
+            Ok(ExecSyncResponse {
+                stdout: output.stdout,
+                stderr: output.stderr,
+                exit_code: output.status.code(),
+            })
+        })
+        .await
+    }
+
+    async fn container_stats(
+        &self,
+        request: Request<ContainerStatsRequest>,
+    ) -> Answer<ContainerStatsResponse> {
+        let id = request.into_inner().container_id;
+        answer(tracing::debug_span!("ContainerStats", container_id = id), async {
+            let stats = crate::stats::of_container(&self.daemon, &self.container(&id)?).await?;
+            Ok(ContainerStatsResponse { stats: Some(stats) })
+        })
+        .await
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: Request<ListContainerStatsRequest>,
+    ) -> Answer<ListContainerStatsResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        answer(tracing::debug_span!("ListContainerStats"), async {
+            let mut containers = self.select(&filter.id, &filter.pod_sandbox_id)?;
+            containers
+                .retain(|container| selected(&container.record().config.labels, &filter.label_selector));
+            Ok(ListContainerStatsResponse {
+                stats: crate::stats::of_containers(&self.daemon, containers).await?,
+            })
+        })
+        .await
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<PodSandboxStatsRequest>,
+    ) -> Answer<PodSandboxStatsResponse> {
+        let id = request.into_inner().pod_sandbox_id;
+        answer(tracing::debug_span!("PodSandboxStats", pod_id = id), async {
+            let stats = crate::stats::of_pod(&self.daemon, &self.pod(&id)?).await?;
+            Ok(PodSandboxStatsResponse { stats: Some(stats) })
+        })
+        .await
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<ListPodSandboxStatsRequest>,
+    ) -> Answer<ListPodSandboxStatsResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        answer(tracing::debug_span!("ListPodSandboxStats"), async {
+            let mut pods = match filter.id.as_str() {
+                "" => self.daemon.pods.visible(),
+                id => self.daemon.pods.find(id)?.into_iter().collect(),
+            };
+            pods.retain(|pod| selected(&pod.record().config.labels, &filter.label_selector));
+            Ok(ListPodSandboxStatsResponse { stats: crate::stats::of_pods(&self.daemon, pods).await? })
+        })
+        .await
+    }
+
+    async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
+        let verbose = request.into_inner().verbose;
+        Ok(Response::new(StatusResponse {
+            status: Some(RuntimeStatus { conditions: self.conditions() }),
+            info: if verbose { info::daemon(&self.daemon) } else { HashMap::new() },
+            runtime_handlers: self.handlers(),
+            features: Some(RuntimeFeatures {
+                supplemental_groups_policy: true,
+                user_namespaces_host_network: false,
+                mount_options: true,
+            }),
+        }))
+    }
+
+    async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Answer<RuntimeConfigResponse> {
+        let linux = LinuxRuntimeConfiguration { cgroup_driver: CgroupDriver::Cgroupfs.into() };
+        Ok(Response::new(RuntimeConfigResponse { linux: Some(linux) }))
+    }
+
+    async fn update_runtime_config(
+        &self,
+        _: Request<UpdateRuntimeConfigRequest>,
+    ) -> Answer<UpdateRuntimeConfigResponse> {
+        // No CNI template is configured, so there is nothing to render: the API asks for success then.
+        Ok(Response::new(UpdateRuntimeConfigResponse {}))
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<UpdatePodSandboxResourcesResponse> {
+        let request = request.into_inner();
+        answer(tracing::info_span!("UpdatePodSandboxResources", pod_id = request.pod_sandbox_id), async {
+            let pod = self.pod(&request.pod_sandbox_id)?;
+            blocking::run(move || {
+                pod.update(|record| {
+                    record.overhead = request.overhead;
+                    record.resources = request.resources;
+                })
+            })
+            .await?;
+            Ok(UpdatePodSandboxResourcesResponse {})
+        })
+        .await
+    }
+
+    async fn exec(&self, _: Request<ExecRequest>) -> Answer<ExecResponse> {
+        unimplemented("Exec")
+    }
+    async fn attach(&self, _: Request<AttachRequest>) -> Answer<AttachResponse> {
+        unimplemented("Attach")
+    }
+    async fn port_forward(&self, _: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
+        unimplemented("PortForward")
+    }
+    async fn checkpoint_container(
+        &self,
+        _: Request<CheckpointContainerRequest>,
+    ) -> Answer<CheckpointContainerResponse> {
+        unimplemented("CheckpointContainer")
+    }
+    async fn checkpoint_pod(&self, _: Request<CheckpointPodRequest>) -> Answer<CheckpointPodResponse> {
+        unimplemented("CheckpointPod")
+    }
+    async fn restore_pod(&self, _: Request<RestorePodRequest>) -> Answer<RestorePodResponse> {
+        unimplemented("RestorePod")
+    }
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<ListMetricDescriptorsRequest>,
+    ) -> Answer<ListMetricDescriptorsResponse> {
+        unimplemented("ListMetricDescriptors")
+    }
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<ListPodSandboxMetricsRequest>,
+    ) -> Answer<ListPodSandboxMetricsResponse> {
+        unimplemented("ListPodSandboxMetrics")
+    }
+
+    type StreamPodSandboxesStream = NoStream<StreamPodSandboxesResponse>;
+    async fn stream_pod_sandboxes(
+        &self,
+        _: Request<StreamPodSandboxesRequest>,
+    ) -> Answer<Self::StreamPodSandboxesStream> {
+        unimplemented("StreamPodSandboxes")
+    }
+    type StreamContainersStream = NoStream<StreamContainersResponse>;
+    async fn stream_containers(
+        &self,
+        _: Request<StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
+        unimplemented("StreamContainers")
+    }
+    type StreamContainerStatsStream = NoStream<StreamContainerStatsResponse>;
+    async fn stream_container_stats(
+        &self,
+        _: Request<StreamContainerStatsRequest>,
+    ) -> Answer<Self::StreamContainerStatsStream> {
+        unimplemented("StreamContainerStats")
+    }
+    type StreamPodSandboxStatsStream = NoStream<StreamPodSandboxStatsResponse>;
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
+        unimplemented("StreamPodSandboxStats")
+    }
+    type StreamPodSandboxMetricsStream = NoStream<StreamPodSandboxMetricsResponse>;
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        unimplemented("StreamPodSandboxMetrics")
+    }
+    type GetContainerEventsStream = NoStream<ContainerEventResponse>;
+    async fn get_container_events(
+        &self,
+        _: Request<GetEventsRequest>,
+    ) -> Answer<Self::GetContainerEventsStream> {
+        unimplemented("GetContainerEvents")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_selector_needs_every_pair() {
+        let map = |pairs: &[(&str, &str)]| -> HashMap<String, String> {
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let labels = map(&[("a", "1"), ("b", "2")]);
+        assert!(selected(&labels, &map(&[])));
+        assert!(selected(&labels, &map(&[("a", "1"), ("b", "2")])));
+        assert!(!selected(&labels, &map(&[("a", "1"), ("b", "3")])));
+        assert!(!selected(&labels, &map(&[("c", "1")])));
+    }
+}

@@ -1,0 +1,206 @@
+//! The daemon: everything it holds, and its life from recovery to the end of serving.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crisp_cgroup::Cgroups;
+use crisp_domain::{ContainerId, ErrorKind, SandboxId};
+use crisp_image::{ImageStore, RegistryConfig};
+use crisp_network::{BridgeConfig, Network, NetworkConfig};
+use crisp_snapshot::LayerStore;
+
+use crate::config::{Config, Handler};
+use crate::container::Container;
+use crate::dirs::Dirs;
+use crate::error::{Doing as _, Error, Result};
+use crate::index::Index;
+use crate::jobs::Jobs;
+use crate::pod::Pod;
+use crate::stats::Collector;
+use crate::supervisor::{CgroupEntry, HandlerKind, Launcher};
+use crate::{cgroups, pod};
+
+/// How long a pod or container stays for a retry when the client that asked for it hung up: longer than a kubelet waits
+/// between two tries, shorter than anybody would miss its resources.
+const UNCLAIMED_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// All that the daemon holds.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    pub(crate) config: Config,
+    pub(crate) dirs: Dirs,
+    pub(crate) pods: Index<Pod>,
+    pub(crate) containers: Index<Container>,
+    pub(crate) images: ImageStore,
+    pub(crate) layers: LayerStore,
+    pub(crate) network: Arc<Network>,
+    pub(crate) cgroups: Cgroups,
+    pub(crate) shim_cgroup: CgroupEntry,
+    pub(crate) launcher: Launcher,
+    pub(crate) seccomp: crisp_seccomp::Cache,
+    pub(crate) seccomp_default: crisp_seccomp::Profile,
+    pub(crate) host: crisp_spec::HostFacts,
+    pub(crate) stats: Collector,
+    /// By the pod's unique name.
+    pub(crate) pod_jobs: Jobs<String, SandboxId>,
+    /// By the container's unique name.
+    pub(crate) container_jobs: Jobs<String, ContainerId>,
+    /// By verb and id.
+    pub(crate) step_jobs: Jobs<String, ()>,
+}
+
+impl Daemon {
+    /// Opens every store. Blocks.
+    ///
+    /// # Errors
+    /// The first that cannot be opened, with what to do about it where that is known.
+    pub(crate) fn open(config: Config) -> Result<Self> {
+        let dirs = Dirs::new(&config.state, &config.root);
+        for dir in [
+            dirs.pods(),
+            dirs.containers(),
+            dirs.writable_layers(),
+            dirs.network(),
+            dirs.seccomp(),
+            dirs.oci(),
+        ] {
+            crisp_store::ensure_dir(&dir).doing("make the daemon's directories")?;
+        }
+        keep_mounts_apart(dirs.state())?;
+        let layers = LayerStore::open(dirs.root()).doing("open the layer store")?;
+        let images =
+            ImageStore::open(dirs.root(), layers.clone(), registry(&config)).doing("open the image store")?;
+        let cgroups = Cgroups::detect().doing("detect the cgroup hierarchies")?;
+        Ok(Self {
+            shim_cgroup: cgroups::make_shims(&cgroups, &config.cgroup_parent)?,
+            network: Arc::new(Network::open(network(&config, &dirs)).doing("open the network")?),
+            launcher: Launcher::new().doing("prepare the shim")?,
+            seccomp: crisp_seccomp::Cache::open(&dirs.seccomp()).doing("open the seccomp cache")?,
+            seccomp_default: crisp_seccomp::default_profile().clone(),
+            host: crisp_spec::host::probe().doing("look at this machine")?,
+            stats: Collector::new(),
+            pods: Index::new(),
+            containers: Index::new(),
+            pod_jobs: Jobs::new(),
+            container_jobs: Jobs::new(),
+            step_jobs: Jobs::new(),
+            config,
+            dirs,
+            images,
+            layers,
+            cgroups,
+        })
+    }
+
+    /// The handler of this name; empty is the default one.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] that names those there are.
+    pub(crate) fn handler(&self, name: &str) -> Result<&Handler> {
+        let name = if name.is_empty() { &self.config.default_handler } else { name };
+        self.config.handlers.get(name).ok_or_else(|| {
+            let known: Vec<_> = self.config.handlers.keys().map(String::as_str).collect();
+            Error::Invalid(format!("no runtime handler {name:?}; there are: {}", known.join(", ")))
+        })
+    }
+
+    /// The handler of this name, for a shim.
+    pub(crate) fn handler_kind(&self, name: &str) -> Result<HandlerKind> {
+        Ok(match self.handler(name)? {
+            Handler::Builtin => HandlerKind::Builtin,
+            Handler::Oci(oci) => HandlerKind::OciBinary {
+                path: oci.path.clone(),
+                root: oci.root.clone(),
+                systemd_cgroup: oci.systemd_cgroup,
+                global_args: oci.args.clone(),
+            },
+        })
+    }
+
+    /// The containers of a pod, visible or not.
+    pub(crate) fn containers_of(&self, pod: &Pod) -> Vec<Arc<Container>> {
+        self.containers.all().into_iter().filter(|container| container.pod.id == pod.id).collect()
+    }
+
+    /// Deletes layers that no image and no container needs any more, in the background.
+    pub(crate) fn collect_layers(&self) {
+        let images = self.images.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = images.collect() {
+                tracing::warn!(error = %crate::error::chain(&error), "collect unused layers");
+            }
+        });
+    }
+
+    /// Removes a pod that nobody claims in time.
+    pub(crate) fn forget_unless_claimed(self: &Arc<Self>, pod: &Arc<Pod>) {
+        let (daemon, pod) = (Arc::downgrade(self), Arc::downgrade(pod));
+        tokio::spawn(async move {
+            tokio::time::sleep(UNCLAIMED_MAX).await;
+            let (Some(daemon), Some(pod)) = (daemon.upgrade(), pod.upgrade()) else { return };
+            if !pod.is_claimed() {
+                tracing::warn!(pod_id = %pod.id, "nobody came back for this pod; removing it");
+                report(pod::stop::remove(&daemon, &pod).await);
+            }
+        });
+    }
+
+    /// Removes a container that nobody claims in time.
+    pub(crate) fn forget_container_unless_claimed(self: &Arc<Self>, container: &Arc<Container>) {
+        let (daemon, container) = (Arc::downgrade(self), Arc::downgrade(container));
+        tokio::spawn(async move {
+            tokio::time::sleep(UNCLAIMED_MAX).await;
+            let (Some(daemon), Some(container)) = (daemon.upgrade(), container.upgrade()) else { return };
+            if !container.is_claimed() {
+                tracing::warn!(container_id = %container.id, "nobody came back for this container; removing it");
+                report(crate::container::remove::remove(&daemon, &container).await);
+            }
+        });
+    }
+}
+
+fn report(result: Result<()>) {
+    if let Err(error) = result {
+        tracing::warn!(%error, "removal failed");
+    }
+}
+
+/// Makes the state directory a private mount, so that what is mounted below it shows in no other mount namespace.
+fn keep_mounts_apart(state: &Path) -> Result<()> {
+    use crisp_sys::mount::{self, Reach};
+    if !mount::is_mountpoint(state).doing("look at the state directory")? {
+        mount::bind(state, state, Reach::Single).doing("bind the state directory on itself")?;
+    }
+    mount::make_private(state, Reach::Single).doing("make the state directory a private mount")
+}
+
+fn registry(config: &Config) -> RegistryConfig {
+    let mut registry = RegistryConfig::default();
+    registry.config_roots.clone_from(&config.registry.config_path);
+    registry.progress_timeout = config.registry.progress_timeout;
+    registry.layers_parallel = config.registry.layers_parallel;
+    registry
+}
+
+fn network(config: &Config, dirs: &Dirs) -> NetworkConfig {
+    let mut network = NetworkConfig::new(dirs.network());
+    network.cni_conf_dir.clone_from(&config.cni.conf_dir);
+    network.cni_bin_dirs.clone_from(&config.cni.bin_dirs);
+    network.plugin_timeout = config.cni.plugin_timeout;
+    network.bridge = BridgeConfig {
+        enabled: config.network.enabled,
+        name: config.network.bridge.clone(),
+        subnet: config.network.subnet.to_string(),
+        ipv6_subnet: config.network.ipv6_subnet.map(|subnet| subnet.to_string()),
+        mtu: config.network.mtu,
+        masquerade: config.network.masquerade,
+        ..network.bridge
+    };
+    network
+}
+
+/// An error of starting up.
+pub(crate) fn startup(what: &'static str, source: std::io::Error) -> Error {
+    Error::step(what, ErrorKind::Internal, source)
+}

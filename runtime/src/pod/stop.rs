@@ -1,0 +1,107 @@
+//! StopPodSandbox and RemovePodSandbox. Every step may be repeated, and bears that there is nothing left to do, so
+//! the same steps serve a stop, the undoing of a failed start, and recovery.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+
+use super::Pod;
+use super::state::{PodEvent, PodState};
+use crate::blocking;
+use crate::cgroups;
+use crate::container;
+use crate::daemon::Daemon;
+use crate::error::{Doing as _, Error, Result};
+
+/// Stops a pod, or joins the stop that is under way.
+///
+/// # Errors
+/// The first step that failed; a repetition goes on from there.
+pub(crate) async fn stop(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
+    let key = format!("stop {}", pod.id);
+    let job = || {
+        let (daemon, pod) = (Arc::clone(daemon), Arc::clone(pod));
+        async move { steps(&daemon, &pod).await }
+    };
+    daemon.step_jobs.join_or_start(key, job).await
+}
+
+async fn steps(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
+    let begin = Arc::clone(pod);
+    blocking::run(move || begin.apply(PodEvent::Stop)).await?;
+    // From here on nothing new begins; what began before is waited for.
+    drop(pod.gate.write().await);
+    kill_containers(daemon, pod).await?;
+    end_shim(pod).await?;
+    pod.set_netlink(None);
+    let (owner, released) = (Arc::clone(daemon), Arc::clone(pod));
+    blocking::run(move || release(&owner, &released)).await
+}
+
+async fn kill_containers(daemon: &Arc<Daemon>, pod: &Pod) -> Result<()> {
+    let containers = daemon.containers_of(pod);
+    let stops = containers.iter().map(|container| container::stop::stop(daemon, container, Duration::ZERO));
+    join_all(stops).await.into_iter().collect()
+}
+
+async fn end_shim(pod: &Pod) -> Result<()> {
+    if let Ok(supervisor) = pod.supervisor() {
+        match supervisor.shutdown().await {
+            Ok(()) | Err(crate::supervisor::Error::Closed) => supervisor.died().await,
+            Err(error) => return Err(error).doing("end the pod's shim"),
+        }
+        pod.set_supervisor(None);
+    }
+    Ok(())
+}
+
+/// Network, namespaces, shared memory, image volumes, cgroup; then the record says that all is gone.
+fn release(daemon: &Daemon, pod: &Pod) -> Result<()> {
+    let netns = pod.netns();
+    if netns.is_some() {
+        let known = netns.as_deref().filter(|path| path.exists());
+        daemon.network.detach(&pod.id, known).doing("take the pod's network down")?;
+    }
+    for namespace in [pod.dir.net(), pod.dir.ipc(), pod.dir.uts()] {
+        crisp_sys::netns::unpin(&namespace).doing("release the pod's namespace")?;
+    }
+    crisp_sys::mount::unmount_detach(&pod.dir.shm()).doing("unmount the pod's shm")?;
+    super::volumes::unmount_all(pod)?;
+    cgroups::remove_pod(daemon, pod)?;
+    if pod.state() == PodState::NotReady { Ok(()) } else { pod.apply(PodEvent::Stopped) }
+}
+
+/// Removes a pod: stops it, removes its containers, then its files and its name.
+///
+/// # Errors
+/// The first step that failed; a repetition goes on from there.
+pub(crate) async fn remove(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
+    stop(daemon, pod).await?;
+    let containers = daemon.containers_of(pod);
+    let removals = containers.iter().map(|container| container::remove::remove(daemon, container));
+    join_all(removals).await.into_iter().collect::<Result<()>>()?;
+    forget(daemon, pod).await?;
+    tracing::info!(pod_id = %pod.id, "pod sandbox removed");
+    Ok(())
+}
+
+/// Deletes the files of a stopped pod and frees its name.
+pub(crate) async fn forget(daemon: &Daemon, pod: &Pod) -> Result<()> {
+    let dir = pod.dir.path().to_owned();
+    blocking::run(move || remove_dir(&dir)).await?;
+    daemon.pods.remove(pod);
+    Ok(())
+}
+
+/// Removes a directory of records; mounts below it are gone by now, so a busy one is an error worth seeing.
+pub(crate) fn remove_dir(dir: &std::path::Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::Internal {
+            what: "remove a state directory",
+            cause: format!("{}: {error}", dir.display()),
+        }),
+        Ok(()) => Ok(()),
+    }
+}

@@ -1,0 +1,69 @@
+//! One task per pod hears from its shim. Events only say "look now": when the connection breaks, the shim's own account, or its
+//! death, is what counts.
+
+use std::sync::Arc;
+
+use super::Pod;
+use super::state::{PodEvent, PodState};
+use crate::blocking;
+use crate::container::exit::{self, Seen};
+use crate::container::state::ContainerState;
+use crate::daemon::Daemon;
+use crate::supervisor::{self, ContainerPhase, Event, ShimState, Supervision};
+
+/// Starts the task. It ends when the shim does.
+pub(crate) fn spawn(daemon: Arc<Daemon>, pod: Arc<Pod>, supervision: Supervision) {
+    let span = tracing::info_span!("pod", pod_id = %pod.id);
+    tokio::spawn(tracing::Instrument::instrument(watch(daemon, pod, supervision), span));
+}
+
+async fn watch(daemon: Arc<Daemon>, pod: Arc<Pod>, mut supervision: Supervision) {
+    loop {
+        settle(&daemon, &pod, &supervision.state);
+        while let Some(event) = supervision.events.recv().await {
+            heard(&daemon, event);
+        }
+        // Broken, or gone with the shim: connecting again tells which.
+        match supervisor::connect(&pod.dir.socket()).await {
+            Ok(again) => {
+                pod.set_supervisor(Some(again.client.clone()));
+                supervision = again;
+            }
+            Err(_gone) => return gone(&daemon, &pod).await,
+        }
+    }
+}
+
+fn heard(daemon: &Arc<Daemon>, event: Event) {
+    let Event::ContainerExited { id, exit } = event;
+    exit::spawn(daemon, &id, Seen::Exit(exit));
+}
+
+/// Brings the containers to what the shim says of them. One that it does not know was lost.
+fn settle(daemon: &Arc<Daemon>, pod: &Pod, state: &ShimState) {
+    for container in daemon.containers_of(pod) {
+        let known = state.containers.iter().find(|known| known.id == container.id);
+        let running = matches!(container.state(), ContainerState::Running { .. });
+        match known.map(|known| known.phase) {
+            Some(ContainerPhase::Exited(exit)) => exit::spawn(daemon, &container.id, Seen::Exit(exit)),
+            Some(ContainerPhase::Alive) => {}
+            None if running => exit::spawn(daemon, &container.id, Seen::ShimGone),
+            None => {}
+        }
+    }
+}
+
+/// The shim is dead: what it ran is killed, and the pod can start nothing more.
+pub(crate) async fn gone(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
+    pod.set_supervisor(None);
+    if pod.state() == PodState::Ready {
+        tracing::error!(pod_id = %pod.id, "the pod's shim died; the pod is not ready any more");
+    }
+    for container in daemon.containers_of(pod) {
+        exit::spawn(daemon, &container.id, Seen::ShimGone);
+    }
+    let dead = Arc::clone(pod);
+    if let Err(error) = blocking::run(move || dead.apply(PodEvent::ShimDied)).await {
+        tracing::warn!(pod_id = %pod.id, %error, "record the death of the shim");
+    }
+}
