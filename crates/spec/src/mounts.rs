@@ -124,6 +124,13 @@ pub fn anonymous_volumes(volumes: &[String], mounts: &[MountRequest]) -> Result<
     Ok(wanted)
 }
 
+/// Whether a mount stands in for the whole of `/dev`: a handler must then make no node and no link in it, for what it makes
+/// would appear in the mount's source.
+#[must_use]
+pub fn replace_dev(mounts: &[BindMount]) -> bool {
+    mounts.iter().any(|mount| clean(&mount.destination).is_ok_and(|destination| destination == "/dev"))
+}
+
 /// All mounts, parents before what lies below them.
 pub(crate) fn list(input: &ContainerInput) -> Result<Vec<Mount>, SpecError> {
     let binds: Vec<(String, &BindMount)> = input
@@ -146,13 +153,14 @@ pub(crate) fn list(input: &ContainerInput) -> Result<Vec<Mount>, SpecError> {
     Ok(mounts.into_iter().map(|(_, mount)| mount).collect())
 }
 
-/// The weakest root propagation under which every mount propagates as it must; `None` leaves the handler's own.
+/// The weakest root propagation under which every mount propagates as it must; `None` leaves the handler's own. The
+/// specification has these words alone; some handlers know `rshared` and `rslave` too, libcontainer refuses them.
 pub(crate) fn root_propagation(input: &ContainerInput) -> Option<String> {
     let any = |wanted| input.mounts.iter().any(|mount| mount.propagation == wanted);
     if any(Propagation::Bidirectional) {
-        Some("rshared".into())
+        Some("shared".into())
     } else if any(Propagation::HostToContainer) {
-        Some("rslave".into())
+        Some("slave".into())
     } else {
         None
     }

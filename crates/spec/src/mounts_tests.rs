@@ -58,6 +58,9 @@ fn a_requested_mount_replaces_the_default() {
         let cleaned = clean(replaced).unwrap();
         assert_eq!(all.iter().filter(|own| **own == cleaned).count(), 1, "{replaced}");
     }
+    assert!(
+        replace_dev(&[bind("/data"), bind("//dev/")]) && !replace_dev(&[bind("/dev/x"), bind("/device")])
+    );
     let all = destinations(&["/dev"]);
     assert!(!all.iter().any(|own| own.starts_with("/dev/")), "{all:?}");
     // A name that only begins alike is another place.
@@ -70,8 +73,8 @@ fn access_and_propagation_become_options() {
     use Propagation::{Bidirectional, HostToContainer, Private};
     let cases = [
         (ReadWrite, Private, "rbind,rprivate,rw", None),
-        (ReadOnly, HostToContainer, "rbind,rslave,ro", Some("rslave")),
-        (ReadWrite, Bidirectional, "rbind,rshared,rw", Some("rshared")),
+        (ReadOnly, HostToContainer, "rbind,rslave,ro", Some("slave")),
+        (ReadWrite, Bidirectional, "rbind,rshared,rw", Some("shared")),
         (RecursiveReadOnly, Private, "rbind,rprivate,rro", None),
     ];
     for (access, propagation, options, root) in cases {

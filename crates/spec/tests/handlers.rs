@@ -112,34 +112,38 @@ impl Bundle {
     }
 
     /// Runs the container to its end and gives its standard output.
-    fn run(&self, handler: &str, mut input: ContainerInput) -> String {
+    fn run(&self, handler: &str, input: ContainerInput) -> String {
+        self.run_beside(handler, input, "")
+    }
+
+    /// The same beside a shell script, in a mount namespace where this bundle's volume is a shared mount.
+    fn run_beside(&self, handler: &str, mut input: ContainerInput, script: &str) -> String {
         if input.config.security.seccomp == SeccompRequest::RuntimeDefault {
             let target = Target::native(granted(&input.config.security, &input.host).names());
             input.seccomp = Some(default_profile().to_linux_seccomp(&target));
         }
         let spec = build(&input).unwrap();
         fs::write(self.path("config.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
-        let output =
-            self.handler(handler, &["run", "--bundle", self.dir.path().to_str().unwrap(), self.id.as_str()]);
+        let output = self.handler(handler, script);
         let (stdout, stderr) =
             (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{handler}: {stdout}{stderr}");
         stdout.into_owned()
     }
 
-    fn handler(&self, handler: &str, args: &[&str]) -> Output {
+    fn handler(&self, handler: &str, beside: &str) -> Output {
         // crun takes no hybrid hierarchy with a controller on its v2 side: it gets a view without that side.
         let hybrid = handler == "crun" && Path::new("/sys/fs/cgroup/unified").exists();
-        let mut command = if hybrid {
-            let mut command = Command::new("unshare");
-            let script = "umount /sys/fs/cgroup/unified && exec \"$@\"";
-            command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh", handler]);
-            command
-        } else {
-            Command::new(handler)
-        };
-        command.arg("--root").arg(self.path("state")).args(args).stdin(Stdio::null());
-        command.output().unwrap()
+        let umount = if hybrid { "umount /sys/fs/cgroup/unified" } else { "true" };
+        let script = format!(
+            "set -e; cd {dir}; {umount}; mount -t tmpfs tmpfs volume; mount --make-shared volume; \
+             {handler} --root state run --bundle . {id} </dev/null & container=$!; {beside}; wait $container",
+            dir = self.dir.path().display(),
+            id = self.id,
+            beside = if beside.is_empty() { "true" } else { beside },
+        );
+        let namespace = ["--mount", "--propagation", "private", "sh", "-c", &script];
+        Command::new("unshare").args(namespace).stdin(Stdio::null()).output().unwrap()
     }
 }
 
@@ -254,5 +258,34 @@ fn no_new_privileges_and_dropped_capabilities_hold() {
         assert_eq!(field(&out, "NoNewPrivs:"), "1", "{handler}");
         assert_eq!(field(&out, "CapEff:"), "0000000000000400", "{handler}");
         assert_eq!(field(&out, "CapBnd:"), "0000000000000400", "{handler}");
+    }
+}
+
+#[test]
+fn mounts_propagate_as_requested() {
+    // Each side waits for the other's mount, and for ten seconds at most.
+    const WAIT: &str = "until [ -e $file ]; do sleep 0.02; n=$((n+1)); [ $n -lt 500 ] || exit 9; done";
+    for handler in handlers() {
+        for (propagation, seen) in [(Propagation::HostToContainer, false), (Propagation::Bidirectional, true)]
+        {
+            let bundle = Bundle::new();
+            let script = format!(
+                "export PATH=/bin; sleep() {{ busybox sleep $1; }}; busybox touch /data/ready; file=/data/host/x; {WAIT}; \
+                 busybox mkdir /data/own; busybox mount -t tmpfs tmpfs /data/own; \
+                 busybox touch /data/own/x /data/done; file=/data/end; {WAIT}"
+            );
+            let beside = format!(
+                "file=volume/ready; {WAIT}; mkdir volume/host; mount -t tmpfs tmpfs volume/host; touch volume/host/x; \
+                 file=volume/done; {WAIT}; [ -e volume/own/x ] && echo seen=yes; touch volume/end"
+            );
+            let mut input = bundle.input(&script);
+            input.config.security.privilege = Privilege::Privileged;
+            input.user = ResolvedUser::root();
+            input.mounts[0].access = MountAccess::ReadWrite;
+            input.mounts[0].propagation = propagation;
+            input.mounts[0].options = Vec::new();
+            let out = bundle.run_beside(handler, input, &beside);
+            assert_eq!(out.contains("seen=yes"), seen, "{handler} {propagation:?}: {out}");
+        }
     }
 }
