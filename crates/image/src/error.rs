@@ -186,14 +186,27 @@ impl ImageError {
         }
     }
 
+    /// For several owners, without wrapping what is wrapped.
+    pub(crate) fn into_shared(self) -> Arc<Self> {
+        match self {
+            Self::Shared(inner) => inner,
+            other => Arc::new(other),
+        }
+    }
+
+    /// The error itself, where it is one that several callers got.
+    #[must_use]
+    pub fn root(&self) -> &Self {
+        match self {
+            Self::Shared(inner) => inner.root(),
+            other => other,
+        }
+    }
+
     /// Whether the registry was away: the daemon then begins its message with the token `RegistryUnavailable`.
     #[must_use]
     pub fn is_registry_unavailable(&self) -> bool {
-        match self {
-            Self::RegistryUnavailable { .. } => true,
-            Self::Shared(inner) => inner.is_registry_unavailable(),
-            _ => false,
-        }
+        matches!(self.root(), Self::RegistryUnavailable { .. })
     }
 }
 
@@ -223,6 +236,11 @@ pub(crate) enum Failure {
 }
 
 impl Attempts {
+    /// Whether the host of the last attempt spoke as a registry does, so that another way to it leads nowhere else.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.0.last().is_some_and(|a| matches!(a.failure, Failure::NotFound | Failure::Denied))
+    }
+
     /// The error that these attempts amount to.
     pub(crate) fn into_error(self, subject: String) -> ImageError {
         let attempts = self;

@@ -89,7 +89,7 @@ where
         let (outcome_to, outcome) = watch::channel(None);
         let work = start(progress_to);
         let task = async move {
-            let done = work.await.map_err(Arc::new);
+            let done = work.await.map_err(ImageError::into_shared);
             outcome_to.send_replace(Some(done));
         };
         let abort = tokio::spawn(task.in_current_span()).abort_handle();

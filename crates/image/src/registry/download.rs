@@ -58,27 +58,44 @@ struct State {
 }
 
 impl Download<'_> {
-    /// Streams the blob from the hosts that are not in `avoid`; those that gave bytes of it are added.
+    /// Streams the blob from the hosts that are not in `avoid`; those to blame when it is not what it should be are added.
     pub(crate) async fn run(&self, avoid: &mut BTreeSet<usize>) -> Result<(), Failed> {
         let mut state = State { hasher: Hasher::default(), offset: 0, attempts: Attempts::default() };
-        let path = format!("/{}/blobs/{}", self.session.repository, self.descriptor.digest);
-        for (n, host) in self.session.endpoints.iter().enumerate().filter(|(_, s)| s.endpoint.pulls) {
-            if avoid.contains(&n) {
-                continue;
-            }
-            let before = state.offset;
-            let whole = self.from_host(host, &path, &mut state).await;
-            if state.offset > before || whole.is_ok() {
-                avoid.insert(n);
-            }
-            match whole {
-                Ok(true) => return self.finish(state).await,
-                Ok(false) => {}
-                Err(failed) => return Err(failed),
-            }
+        let mut gave = Vec::new();
+        let done = self.from_hosts(avoid, &mut state, &mut gave).await;
+        // Of several that gave a part the last may be innocent, and is asked again for the whole.
+        if gave.len() > 1 {
+            gave.pop();
+        }
+        avoid.extend(gave);
+        if done? {
+            return self.finish(state).await;
         }
         let subject = format!("{}@{}", self.session.name, self.descriptor.digest);
         Err(Failed::Final(state.attempts.into_error(subject)))
+    }
+
+    async fn from_hosts(
+        &self,
+        avoid: &BTreeSet<usize>,
+        state: &mut State,
+        gave: &mut Vec<usize>,
+    ) -> Result<bool, Failed> {
+        let path = format!("/{}/blobs/{}", self.session.repository, self.descriptor.digest);
+        for (n, host) in self.session.endpoints.iter().enumerate().filter(|(_, s)| s.endpoint.pulls) {
+            if avoid.contains(&n) || (host.endpoint.instead && state.attempts.is_settled()) {
+                continue;
+            }
+            let before = state.offset;
+            let whole = self.from_host(host, &path, state).await;
+            if state.offset > before || matches!(whole, Ok(true)) {
+                gave.push(n);
+            }
+            if whole? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Takes what it can from one host; `false` when that is not all.

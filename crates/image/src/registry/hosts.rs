@@ -45,6 +45,8 @@ pub(crate) struct Endpoint {
     pub(crate) https: bool,
     /// The registry that it stands in for, sent as the query parameter `ns`.
     pub(crate) namespace: Option<String>,
+    /// Another scheme of the endpoint before: for when that one was not reached, or was no registry.
+    pub(crate) instead: bool,
     /// Whether it may say what a tag means.
     pub(crate) resolves: bool,
     /// Whether content may come from it.
@@ -283,7 +285,7 @@ fn at(url: &str, registry: &str, options: Options) -> Result<Vec<Endpoint>, Stri
     let path = parsed.path().trim_end_matches('/');
     let both = !https && !options.tls.is_default() && parsed.port().is_some();
     let schemes: &[bool] = if both { &[true, false] } else { &[https] };
-    Ok(schemes.iter().map(|https| endpoint(*https, &host, path, registry, options.clone())).collect())
+    Ok(ways(schemes.iter().map(|https| endpoint(*https, &host, path, registry, options.clone())).collect()))
 }
 
 /// `host[:port]` of a URL, without a port that is the scheme's own.
@@ -305,7 +307,13 @@ fn own(registry: &str, options: Options) -> Vec<Endpoint> {
     lax.tls.skip_verify |= !explicit;
     let (https, http) =
         (endpoint(true, &host, "", registry, lax), endpoint(false, &host, "", registry, options));
-    if explicit { vec![https, http] } else { vec![http, https] }
+    ways(if explicit { vec![https, http] } else { vec![http, https] })
+}
+
+/// Marks all but the first as ways to the same place.
+fn ways(mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
+    endpoints.iter_mut().skip(1).for_each(|endpoint| endpoint.instead = true);
+    endpoints
 }
 
 fn api_host(registry: &str) -> &str {
@@ -329,6 +337,7 @@ fn endpoint(https: bool, host: &str, path: &str, registry: &str, options: Option
         base: format!("{scheme}://{host}{path}{version}"),
         host: host.into(),
         https,
+        instead: false,
         namespace: (!same).then(|| registry.into()),
         resolves: options.resolves,
         pulls: options.pulls,

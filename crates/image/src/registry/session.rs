@@ -181,6 +181,9 @@ impl Session {
         // Who may only serve content is not asked what a tag means.
         let able = |e: &Endpoint| if wanted.digest.is_some() { e.pulls } else { e.resolves };
         for state in self.endpoints.iter().filter(|s| able(&s.endpoint)) {
+            if state.endpoint.instead && attempts.is_settled() {
+                continue;
+            }
             match meter.guard(window, self.document_from(state, &wanted, &meter)).await {
                 Ok(Ok(fetched)) => return Ok(fetched),
                 Ok(Err(attempt)) => attempts.0.push(attempt),

@@ -121,7 +121,7 @@ async fn basic_authentication_comes_after_a_refusal() {
     let (fake, node) = (with_basic().await, Node::new());
     let name = format!("{}/app:v1", fake.host());
     let error = node.pull(&name).await.unwrap_err();
-    assert!(matches!(&error, ImageError::Shared(e) if matches!(**e, ImageError::Denied { .. })), "{error:?}");
+    assert!(matches!(error.root(), ImageError::Denied { .. }), "{error:?}");
     assert!(error.to_string().contains(&fake.host()) && error.to_string().contains("app:v1"), "{error}");
     assert!(!error.is_registry_unavailable());
     fake.forget_log();

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crisp_image::{Auth, Digest, ImageStore, Platform, ProxySource, RegistryConfig};
-use crisp_snapshot::LayerStore;
+use crisp_snapshot::{LayerStore, SnapshotError};
 use serde_json::{Value, json};
 
 use crate::fake::Fake;
@@ -171,7 +171,15 @@ impl Node {
     pub(crate) fn reopen(self) -> Self {
         let Self { dir, layers, images } = self;
         drop((layers, images));
-        let (layers, images) = open(dir.path(), config());
+        // The old store is closed once its cleaner has ended.
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        let layers = loop {
+            match LayerStore::open(dir.path()) {
+                Err(SnapshotError::InUse { .. }) if std::time::Instant::now() < deadline => std::thread::yield_now(),
+                opened => break opened.unwrap(),
+            }
+        };
+        let images = ImageStore::open(dir.path(), layers.clone(), config()).unwrap();
         Self { dir, layers, images }
     }
 
