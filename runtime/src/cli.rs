@@ -1,7 +1,7 @@
 //! The command line. Every subcommand but `serve`, `check`, `config`, `completions` and `man` is a thin client of the daemon's
 //! socket: it could be written by anybody.
 
-mod client;
+pub(crate) mod client;
 pub(crate) mod error;
 mod exec;
 mod image;
@@ -309,7 +309,7 @@ async fn connect(address: PathBuf, run: impl AsyncFnOnce(Client) -> Result<ExitC
 }
 
 /// One thread is enough for a client.
-fn block_on(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+pub(crate) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(CliError::io("start"))?.block_on(work)
 }

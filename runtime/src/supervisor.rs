@@ -20,3 +20,12 @@ pub(crate) use wire::{
     CgroupEntry, ContainerPhase, ContainerSetup, Event, Exit, HandlerKind, ShimState, Started, Stdio,
     exit_record,
 };
+
+/// Registers a descriptor that it owns, so the number cannot be closed and given away under the registration.
+fn registered(
+    fd: std::os::fd::OwnedFd,
+    interest: tokio::io::Interest,
+) -> std::io::Result<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>> {
+    #[expect(deprecated, reason = "its successor is unsafe for what holds no descriptor; an OwnedFd does")]
+    tokio::io::unix::AsyncFd::with_interest(fd, interest)
+}

@@ -61,6 +61,16 @@ impl Client {
         answer.map(tonic::Response::into_inner).map_err(CliError::rpc("ask the daemon where it keeps things"))
     }
 
+    /// Name and version of who answers.
+    ///
+    /// # Errors
+    /// [`CliError::Rpc`].
+    pub(crate) async fn version(&mut self) -> Result<String> {
+        let answer = self.runtime.version(cri::VersionRequest { version: String::new() }).await;
+        let version = answer.map_err(CliError::rpc("ask the daemon for its version"))?.into_inner();
+        Ok(format!("{} {}", version.runtime_name, version.runtime_version))
+    }
+
     /// # Errors
     /// [`CliError::Rpc`].
     pub(crate) async fn pods(&mut self, filter: cri::PodSandboxFilter) -> Result<Vec<cri::PodSandbox>> {

@@ -20,7 +20,7 @@ pub(crate) const EXIT_INTERRUPTED: u8 = 130;
 pub(crate) enum CliError {
     #[error("cannot reach the daemon at {}: {source}{}", address.display(), hint(source))]
     Unreachable { address: PathBuf, source: std::io::Error },
-    #[error("{doing}: {}", status_text(status))]
+    #[error("{}", rpc_text(doing, status))]
     Rpc { doing: String, status: Box<tonic::Status> },
     #[error("{}: {source}", path.display())]
     Manifest { path: PathBuf, source: ManifestError },
@@ -76,10 +76,32 @@ fn hint(source: &std::io::Error) -> &'static str {
     }
 }
 
-/// The daemon's message, and the code where the message is empty.
-fn status_text(status: &tonic::Status) -> String {
-    match status.message() {
+/// What was done and the daemon's message, or its code where the message is empty. The message may quote what an archive or a
+/// registry said, so nothing in it reaches the terminal as a control character.
+fn rpc_text(doing: &str, status: &tonic::Status) -> String {
+    let message = match status.message() {
         "" => status.code().to_string(),
-        message => message.to_owned(),
+        message => message.chars().flat_map(printable).collect(),
+    };
+    if message.starts_with(doing) { message } else { format!("{doing}: {message}") }
+}
+
+fn printable(c: char) -> impl Iterator<Item = char> {
+    let escaped = c.is_control().then(|| c.escape_default());
+    let plain = escaped.is_none().then_some(c);
+    escaped.into_iter().flatten().chain(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_told_once_and_without_control_characters() {
+        let text = |message: &str| rpc_text("import /a", &tonic::Status::internal(message));
+        assert_eq!(text("no \u{1b}[31mlayer\n"), "import /a: no \\u{1b}[31mlayer\\n");
+        assert_eq!(text("import /a: bad"), "import /a: bad");
+        assert_eq!(text("größer"), "import /a: größer");
+        assert_eq!(rpc_text("x", &tonic::Status::unavailable("")), "x: The service is currently unavailable");
     }
 }

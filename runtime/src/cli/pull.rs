@@ -57,11 +57,12 @@ pub(crate) async fn pull(
         username: credentials.username.clone(),
         password: credentials.password.clone(),
     };
-    let doing = format!("pull {reference}");
     let bar = ui.pull(reference);
-    let started = client.admin.pull_image(request).await.map_err(CliError::rpc(&doing));
+    // The message names the image.
+    let doing = "pull";
+    let started = client.admin.pull_image(request).await.map_err(CliError::rpc(doing));
     let images = match started {
-        Ok(stream) => follow(stream.into_inner(), &doing, bar, ui, reference).await?,
+        Ok(stream) => follow(stream.into_inner(), doing, bar, ui, reference).await?,
         Err(error) if error.is_unimplemented() => plain_pull(client, reference, credentials, bar, ui).await?,
         Err(error) => return Err(error),
     };

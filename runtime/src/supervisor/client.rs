@@ -1,6 +1,6 @@
 //! Requests to a shim, many at once over one connection.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,7 +9,6 @@ use crisp_proto::supervisor as pb;
 use crisp_proto::supervisor::reply::Result as Answer;
 use crisp_proto::supervisor::request::Call;
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use super::connection::Connection;
@@ -103,7 +102,7 @@ impl SupervisorClient {
     /// Is ready when the shim's process has ended.
     pub(crate) async fn died(&self) {
         let ended = async {
-            let pidfd = AsyncFd::register_with_interest(self.pidfd.as_fd(), Interest::READABLE)?;
+            let pidfd = super::registered(self.pidfd.try_clone()?, Interest::READABLE)?;
             pidfd.readable().await.map(drop)
         };
         if let Err(error) = ended.await {

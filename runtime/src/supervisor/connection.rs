@@ -11,6 +11,7 @@ use crisp_proto::supervisor as pb;
 use crisp_sys::fdpass::{self, Packet, Wait};
 use prost::Message as _;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
@@ -53,7 +54,7 @@ impl Connection {
         let failed = |source| Error::Connect { path: path.to_owned(), source };
         let socket = connect(path).map_err(|errno| failed(errno.into()))?;
         let connection = Arc::new(Self {
-            socket: AsyncFd::register(socket).map_err(failed)?,
+            socket: super::registered(socket, Interest::READABLE | Interest::WRITABLE).map_err(failed)?,
             next_id: AtomicU64::new(1),
             waiting: Mutex::default(),
         });

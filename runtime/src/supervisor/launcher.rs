@@ -106,7 +106,7 @@ fn reap(pidfd: OwnedFd) {
     tokio::spawn(async move {
         let waited = async {
             let pidfd =
-                tokio::io::unix::AsyncFd::register_with_interest(pidfd, tokio::io::Interest::READABLE)?;
+                super::registered(pidfd, tokio::io::Interest::READABLE)?;
             let _ready = pidfd.readable().await?;
             crisp_sys::pidfd::wait(pidfd.get_ref())
         };

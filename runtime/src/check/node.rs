@@ -1,0 +1,171 @@
+//! What is installed and what is configured.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use super::Finding;
+use crate::cli::client::Client;
+use crate::cli::output;
+use crate::config::{Config, DEFAULT_FILE, Handler};
+
+/// Below this the next image may not fit.
+const DISK_BYTES_MIN: u64 = 2 << 30;
+const DISK_INODES_MIN: u64 = 100_000;
+/// Superblock magics of statfs(2).
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
+
+pub(super) fn look(config: &Config, address: &Path) -> Vec<Finding> {
+    let mut findings: Vec<Finding> =
+        config.handlers.iter().map(|(name, handler)| handler_finding(name, handler)).collect();
+    findings.push(registries(&config.registry.config_path));
+    findings.push(disk(&config.root));
+    findings.push(state(&config.state));
+    findings.push(daemon(address));
+    findings
+}
+
+pub(super) fn config_source(file: Option<&Path>) -> String {
+    let path = file.unwrap_or(Path::new(DEFAULT_FILE));
+    if path.exists() { path.display().to_string() } else { "built-in defaults".to_owned() }
+}
+
+fn handler_finding(name: &str, handler: &Handler) -> Finding {
+    match handler {
+        Handler::Builtin => Finding::ok("handler", format!("{name}: built in")),
+        Handler::Oci(oci) => {
+            let runs = fs::metadata(&oci.path)
+                .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
+            let path = oci.path.display();
+            if runs {
+                Finding::ok("handler", format!("{name}: {path}"))
+            } else {
+                Finding::warn(
+                    "handler",
+                    format!("{name}: {path} is no program: install it or change handlers.{name}.path"),
+                )
+            }
+        }
+    }
+}
+
+fn registries(trees: &[PathBuf]) -> Finding {
+    let hosts: Vec<String> = trees.iter().flat_map(|tree| hosts(tree)).collect();
+    match hosts.as_slice() {
+        [] => Finding::ok("registries", "no hosts.toml; every registry is asked directly, by https"),
+        hosts => Finding::ok("registries", format!("hosts.toml for {}", hosts.join(", "))),
+    }
+}
+
+fn hosts(tree: &Path) -> Vec<String> {
+    let entries = fs::read_dir(tree).into_iter().flatten().filter_map(Result::ok);
+    let configured = entries.filter(|entry| entry.path().join("hosts.toml").is_file());
+    let mut names: Vec<String> =
+        configured.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// The nearest directory that exists.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
+}
+
+#[expect(
+    clippy::unnecessary_cast,
+    clippy::cast_lossless,
+    reason = "the type of f_type differs by architecture"
+)]
+fn filesystem(path: &Path) -> Option<i64> {
+    rustix::fs::statfs(existing(path)).ok().map(|stat| stat.f_type as i64)
+}
+
+fn disk(root: &Path) -> Finding {
+    if filesystem(root) == Some(OVERLAYFS_MAGIC) {
+        let says = format!(
+            "{} is on overlayfs, which cannot carry another: mount a disk or a tmpfs there",
+            root.display()
+        );
+        return Finding::fail("disk", says);
+    }
+    match rustix::fs::statvfs(existing(root)) {
+        Ok(stat) => space(root, stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_favail, stat.f_files),
+        Err(error) => Finding::fail("disk", format!("{}: {error}", root.display())),
+    }
+}
+
+/// `inodes_total` 0: the filesystem does not count them.
+fn space(root: &Path, bytes: u64, inodes: u64, inodes_total: u64) -> Finding {
+    let root = root.display();
+    let free = output::size(bytes);
+    if bytes < DISK_BYTES_MIN {
+        return Finding::warn("disk", format!("{free} free for {root}: images may not fit"));
+    }
+    if inodes_total > 0 && inodes < DISK_INODES_MIN {
+        return Finding::warn("disk", format!("{inodes} inodes free for {root}: images may not fit"));
+    }
+    Finding::ok("disk", format!("{free} free for {root}"))
+}
+
+fn state(state: &Path) -> Finding {
+    if filesystem(state) == Some(TMPFS_MAGIC) {
+        return Finding::ok("state", format!("{} is on a tmpfs", state.display()));
+    }
+    let says = format!(
+        "{} is not on a tmpfs: records of a boot that is over have to be told apart",
+        state.display()
+    );
+    Finding::warn("state", says)
+}
+
+fn daemon(address: &Path) -> Finding {
+    let answer = async {
+        let mut client = Client::connect(address).await?;
+        client.version().await
+    };
+    match crate::cli::block_on(answer) {
+        Ok(version) => Finding::ok("daemon", format!("{version} answers at {}", address.display())),
+        Err(_) => Finding::warn("daemon", format!("none at {}: `crisp serve` starts it", address.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::*;
+    use crate::config::OciHandler;
+
+    #[test]
+    fn little_space_is_told() {
+        let root = Path::new("/var/lib/crisp");
+        assert_eq!(space(root, 10 << 30, 1 << 20, 1 << 21).level, Level::Ok);
+        assert_eq!(space(root, 10 << 30, 0, 0).level, Level::Ok, "a filesystem without inode counts");
+        assert!(space(root, 1 << 30, 1 << 20, 1 << 21).says.starts_with("1.0 GB free"));
+        assert_eq!(space(root, 10 << 30, 10, 1 << 21).level, Level::Warn);
+    }
+
+    #[test]
+    fn handlers_must_be_programs() {
+        let oci = |path: &str| {
+            let path = PathBuf::from(path);
+            Handler::Oci(OciHandler { path, root: "/r".into(), systemd_cgroup: false, args: Vec::new() })
+        };
+        assert_eq!(handler_finding("sh", &oci("/bin/sh")).level, Level::Ok);
+        for path in ["/nonexistent", "/etc/passwd", "/"] {
+            assert_eq!(handler_finding("x", &oci(path)).level, Level::Warn, "{path}");
+        }
+    }
+
+    #[test]
+    fn registries_with_hosts_files_are_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        for host in ["docker.io", "a.example_5000_"] {
+            fs::create_dir_all(dir.path().join(host)).unwrap();
+            fs::write(dir.path().join(host).join("hosts.toml"), "").unwrap();
+        }
+        fs::create_dir_all(dir.path().join("empty")).unwrap();
+        assert_eq!(hosts(dir.path()), ["a.example_5000_", "docker.io"]);
+        assert!(hosts(&dir.path().join("none")).is_empty());
+    }
+}
