@@ -127,6 +127,7 @@ impl Settler<'_> {
             let parent_fd = self.make_dirs(parent(&path).unwrap_or_default(), &mut Vec::new())?;
             let to = (parent_fd.as_fd(), as_os(name(&path)));
             tree::remove_at(to.0, to.1).map_err(failed("replace what is at", &path))?;
+            self.records.forget(&path);
             if !self.link_here(&path, &target, to)? {
                 self.link_below(&path, &target, to)?;
             }
