@@ -78,7 +78,7 @@ impl Bridge {
         if !MTU_RANGE.contains(&mtu) {
             return Err(setting("mtu", mtu.to_string(), "must lie between 1280 and 65535"));
         }
-        let rules = subnets.iter().map(|s| Rules::new(&config.name, *s, config.masquerade)).collect();
+        let rules = subnets.iter().map(|s| Rules::new(config, *s)).collect();
         let pools = subnets.iter().map(|s| Pool::new(*s)).collect();
         Ok(Self {
             name: config.name.clone(),
@@ -122,7 +122,10 @@ impl Bridge {
         if let Some(index) = *ready
             && !self.intact(index)?
         {
-            tracing::warn!(bridge = self.name, "the bridge or its rules were removed by somebody; making them again");
+            tracing::warn!(
+                bridge = self.name,
+                "the bridge or its rules were removed by somebody; making them again"
+            );
             *ready = None;
         }
         drop(ready);
@@ -146,9 +149,21 @@ impl Bridge {
             self.rules.iter().map(|rules| held.claims.published(rules.family())).collect()
         };
         let replace = |socket: BorrowedFd<'_>| {
-            self.rules.iter().zip(&published).try_for_each(|(rules, ports)| nft::commit(socket, rules.replace(ports)))
+            self.rules
+                .iter()
+                .zip(&published)
+                .try_for_each(|(rules, ports)| nft::commit(socket, rules.replace(ports)))
         };
         self.netfilter.with(replace).map_err(|source| self.netlink("set up the nf_tables rules", source))?;
+        let droppers = self.forward_droppers();
+        if !droppers.is_empty() {
+            let chains = droppers.join(", ");
+            tracing::warn!(
+                bridge = self.name,
+                chains,
+                "the host's firewall drops what pods send beyond the host"
+            );
+        }
         Ok(index)
     }
 
@@ -174,7 +189,9 @@ impl Bridge {
     }
 
     fn link(&self) -> Result<Option<route::Link>> {
-        self.route.with(|socket| route::link(socket, &self.name)).map_err(|e| self.netlink("look for the bridge", e))
+        self.route
+            .with(|socket| route::link(socket, &self.name))
+            .map_err(|e| self.netlink("look for the bridge", e))
     }
 
     fn add_link(&self) -> Result<u32> {
@@ -221,7 +238,10 @@ impl Bridge {
     /// Finds addresses for a pod and claims its host ports; nothing is changed in the kernel but sockets of ours.
     pub(crate) fn reserve(&self, request: &AttachRequest, pod: &str) -> Result<Reservation> {
         if request.bandwidth.is_some() {
-            return Err(NetworkError::Unsupported { what: "a bandwidth limit".into(), provider: self.provider() });
+            return Err(NetworkError::Unsupported {
+                what: "a bandwidth limit".into(),
+                provider: self.provider(),
+            });
         }
         let mut held = self.held();
         let mut ips = Vec::with_capacity(held.pools.len());
@@ -303,9 +323,12 @@ impl Bridge {
     }
 
     fn add_veth(&self, request: &AttachRequest, reserved: &Reservation) -> Result<()> {
-        let netns = rustix::fs::open(&request.netns, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(|e| {
-            NetworkError::File { operation: "open network namespace", path: request.netns.clone(), source: e.into() }
-        })?;
+        let netns = rustix::fs::open(&request.netns, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| NetworkError::File {
+                operation: "open network namespace",
+                path: request.netns.clone(),
+                source: e.into(),
+            })?;
         let add = |bridge| {
             let pair = VethPair {
                 host_name: &reserved.host_interface,
@@ -325,7 +348,9 @@ impl Bridge {
         if now == before {
             return Err(self.netlink(&format!("make the veth pair {}", reserved.host_interface), first));
         }
-        add(now).map_err(|source| self.netlink(&format!("make the veth pair {}", reserved.host_interface), source))
+        add(now).map_err(|source| {
+            self.netlink(&format!("make the veth pair {}", reserved.host_interface), source)
+        })
     }
 
     fn configure_pod(&self, request: &AttachRequest, reserved: &Reservation) -> Result<()> {
@@ -339,7 +364,9 @@ impl Bridge {
                 opened.as_fd()
             }
         };
-        let failed = |source| self.netlink(&format!("configure {INTERFACE} of sandbox {}", request.sandbox_id), source);
+        let failed = |source| {
+            self.netlink(&format!("configure {INTERFACE} of sandbox {}", request.sandbox_id), source)
+        };
         let link = route::link(socket, INTERFACE).map_err(failed)?;
         let index = link.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?.index;
         let mut changes = vec![route::up(route::LOOPBACK_INDEX), route::up(index)];
@@ -367,12 +394,15 @@ impl Bridge {
         let failed = |source| self.netlink("publish host ports", source);
         let changes: Vec<_> = self.rules.iter().flat_map(|rules| rules.add(published)).collect();
         self.netfilter.with(|socket| nft::commit(socket, changes)).map_err(failed)?;
-        self.netfilter.with(|socket| conntrack::forget_udp(socket, published, Change::Published)).map_err(failed)
+        self.netfilter
+            .with(|socket| conntrack::forget_udp(socket, published, Change::Published))
+            .map_err(failed)
     }
 
     /// Takes back what a sandbox holds. What is gone already is fine.
     pub(crate) fn disconnect(&self, id: &SandboxId, record: &Record) -> Result<()> {
-        let published = ports::publish(&record.attachment.port_mappings, &record.attachment.ips).unwrap_or_default();
+        let published =
+            ports::publish(&record.attachment.port_mappings, &record.attachment.ips).unwrap_or_default();
         if !published.is_empty() {
             self.withdraw(&published)?;
         }
@@ -389,7 +419,9 @@ impl Bridge {
     fn withdraw(&self, published: &[Published]) -> Result<()> {
         let failed = |source| self.netlink("withdraw host ports", source);
         self.netfilter.with(|socket| ports::remove_all(socket, &self.rules, published)).map_err(failed)?;
-        self.netfilter.with(|socket| conntrack::forget_udp(socket, published, Change::Withdrawn)).map_err(failed)
+        self.netfilter
+            .with(|socket| conntrack::forget_udp(socket, published, Change::Withdrawn))
+            .map_err(failed)
     }
 
     /// Lets nothing through the host's end any more. It may be gone with its namespace, now or any moment.
@@ -413,7 +445,9 @@ impl Bridge {
                 Some(link) => route::delete_link(socket, link.index),
             });
             match removed {
-                Err(e) if !gone(&e) => return Err(self.netlink(&format!("remove {}", bridge.host_interface), e)),
+                Err(e) if !gone(&e) => {
+                    return Err(self.netlink(&format!("remove {}", bridge.host_interface), e));
+                }
                 Ok(()) | Err(_) => {}
             }
         }
@@ -445,15 +479,19 @@ impl Bridge {
     /// For people: settings, use, and what on this host stands in the way of traffic.
     pub(crate) fn describe(&self) -> Value {
         let used: usize = self.held().pools.iter().map(Pool::used).sum();
-        let droppers = self.netfilter.with(nft::forward_droppers).unwrap_or_default();
         json!({
             "name": self.name,
             "subnets": self.subnets.iter().map(Subnet::to_string).collect::<Vec<_>>(),
             "addressesInUse": used,
             "mtu": self.mtu,
             "tables": self.rules.iter().map(|r| r.table().name.clone()).collect::<Vec<_>>(),
-            "forwardDroppedBy": droppers,
+            "forwardDroppedBy": self.forward_droppers(),
         })
+    }
+
+    /// Only to tell people: an error is as none.
+    fn forward_droppers(&self) -> Vec<String> {
+        self.netfilter.with(nft::forward_droppers).unwrap_or_default()
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -487,7 +525,8 @@ fn setting(setting: &'static str, value: String, reason: &str) -> NetworkError {
 
 fn subnets(config: &BridgeConfig) -> Result<Vec<Subnet>> {
     let parse = |name, text: &str, v4: bool, range: std::ops::RangeInclusive<u8>| {
-        let subnet: Subnet = text.parse().map_err(|reason: String| setting(name, text.to_owned(), &reason))?;
+        let subnet: Subnet =
+            text.parse().map_err(|reason: String| setting(name, text.to_owned(), &reason))?;
         if subnet.base().is_ipv4() != v4 {
             return Err(setting(name, text.to_owned(), "wrong address family"));
         }
@@ -534,7 +573,8 @@ fn host_interface_name(id: &SandboxId) -> String {
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU32, Ordering};
     // Another daemon's run counted from elsewhere.
-    static NEXT: LazyLock<AtomicU32> = LazyLock::new(|| AtomicU32::new(std::process::id().wrapping_mul(0x9e5)));
+    static NEXT: LazyLock<AtomicU32> =
+        LazyLock::new(|| AtomicU32::new(std::process::id().wrapping_mul(0x9e5)));
     let n = NEXT.fetch_add(1, Ordering::Relaxed) & 0xffff;
     format!("v{}{n:04x}", &id.as_str()[..10])
 }

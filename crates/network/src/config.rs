@@ -49,6 +49,7 @@ pub enum IpPreference {
 
 /// The built-in bridge: used when there is no CNI configuration.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches of a configuration file")]
 pub struct BridgeConfig {
     /// Off: without a CNI configuration the network is not ready.
     pub enabled: bool,

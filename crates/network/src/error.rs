@@ -159,8 +159,9 @@ pub enum NetworkError {
         /// What is wrong with it.
         reason: String,
     },
-    /// An attach failed and so did its undo; the record is kept and [`crate::Network::detach`] tries again.
-    #[error("{attach} (and the undo failed: {undo})")]
+    /// An attach failed and so did its undo; the record is kept, [`crate::Network::detach`] and [`crate::Network::gc`] try
+    /// again.
+    #[error("attach, whose undo failed as well ({})", chain(undo.as_ref()))]
     Undo {
         /// Why the attach failed.
         #[source]

@@ -47,6 +47,7 @@ impl Attributes {
         Self::default()
     }
 
+    #[cfg(test)]
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -157,7 +158,8 @@ pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
 
 /// Opens a socket in the network namespace of the calling thread.
 fn open(protocol: Option<Protocol>) -> io::Result<OwnedFd> {
-    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
     rustix::net::bind(&socket, &SocketAddrNetlink::new(0, 0))?;
     Ok(socket)
 }
@@ -187,7 +189,8 @@ pub(crate) fn exchange(
     mut on_data: impl FnMut(u16, &[u8]),
 ) -> io::Result<()> {
     static SEQUENCE: AtomicU32 = AtomicU32::new(1);
-    let count = u32::try_from(messages.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let count =
+        u32::try_from(messages.len()).map_err(|_too_many| io::Error::from(io::ErrorKind::InvalidInput))?;
     let first = SEQUENCE.fetch_add(count, Ordering::Relaxed);
     let mut out = Vec::new();
     for (sequence, message) in (0..count).zip(messages) {
@@ -204,7 +207,9 @@ pub(crate) fn exchange(
             received => received?,
         };
         for (kind, sequence, body) in split(&buffer[..length]) {
-            let Some(message) = usize::try_from(sequence.wrapping_sub(first)).ok().and_then(|i| messages.get(i)) else {
+            let Some(message) =
+                usize::try_from(sequence.wrapping_sub(first)).ok().and_then(|i| messages.get(i))
+            else {
                 continue; // the answer to an exchange that was given up
             };
             match outcome(kind, body) {
@@ -240,7 +245,8 @@ fn outcome(kind: u16, body: &[u8]) -> Outcome {
         NLMSG_ERROR | NLMSG_DONE => {
             // NLMSG_DONE carries the dump's own error, or zero; old kernels leave it out.
             let code = u32_at(body, 0).map_or(0, u32::cast_signed);
-            let ended = if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code.wrapping_neg())) };
+            let ended =
+                if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code.wrapping_neg())) };
             Outcome::Ended(ended)
         }
         kind if kind < NLMSG_MIN_TYPE => Outcome::Ignored,

@@ -1,5 +1,6 @@
 //! The one type the daemon sees: chooses who attaches, keeps the records, undoes what failed.
 
+use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -85,7 +86,8 @@ impl Network {
             Some((_, list)) => Ok(Choice::Cni(list)),
             None if self.bridge_enabled => Ok(Choice::Bridge),
             None => {
-                let message = "there is no CNI configuration, and the built-in bridge is switched off".to_owned();
+                let message =
+                    "there is no CNI configuration, and the built-in bridge is switched off".to_owned();
                 Err(NetworkError::NotReady { reason: NOT_READY, message })
             }
         }
@@ -139,6 +141,9 @@ impl Network {
             cni: Some(cni::record(request, list).map_err(wrong)?),
             bridge: None,
         };
+        if !intent.attachment.port_mappings.is_empty() && !list.publishes_ports() {
+            tracing::warn!(pod_id = %id, network = list.name, "no CNI plugin publishes host ports; they lead nowhere");
+        }
         let intent = self.records.put(id, intent)?;
         match self.add_cni(request, &intent) {
             Ok(attachment) => Ok(attachment),
@@ -152,7 +157,11 @@ impl Network {
         let Some(cni) = &intent.cni else { return Ok(intent.attachment.clone()) };
         loopback_up(request)?;
         let result = self.cni.add(id, &request.netns, cni)?;
-        let wrong = |reason| NetworkError::CniResult { plugin: intent.attachment.network.clone(), command: "ADD", reason };
+        let wrong = |reason| NetworkError::CniResult {
+            plugin: intent.attachment.network.clone(),
+            command: "ADD",
+            reason,
+        };
         let ips = cni::result::pod_ips(&result, cni::INTERFACE, self.prefer).map_err(wrong)?;
         let none = ips.is_empty();
         let attachment = Attachment { ips, result, ..intent.attachment.clone() };
@@ -234,6 +243,7 @@ impl Network {
     /// # Errors
     /// The first failure; the records of what failed stay for the next time.
     pub fn gc(&self, live: &[SandboxId]) -> Result<()> {
+        let live: HashSet<&SandboxId> = live.iter().collect();
         let mut outcome = Ok(());
         for (id, _) in self.records.all() {
             if live.contains(&id) {
@@ -305,4 +315,16 @@ fn loopback_up(request: &AttachRequest) -> Result<()> {
     };
     netlink::exchange(socket.as_fd(), &[route::up(route::LOOPBACK_INDEX)], |_, _| {})
         .map_err(|source| NetworkError::Netlink { operation: "bring the pod's loopback up".into(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_network_is_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Network>();
+        shared::<AttachRequest>();
+    }
 }

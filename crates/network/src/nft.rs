@@ -119,7 +119,8 @@ impl Table {
 
     /// Appends a rule.
     pub(crate) fn add_rule(&self, chain: &str, expressions: &[Attributes]) -> Message {
-        let list = expressions.iter().fold(Attributes::new(), |list, expression| list.nest(LIST_ELEM, expression));
+        let list =
+            expressions.iter().fold(Attributes::new(), |list, expression| list.nest(LIST_ELEM, expression));
         let attributes = Attributes::new().text(1, &self.name).text(2, chain).nest(4, &list);
         self.message(NEWRULE, CREATE | NLM_F_APPEND, &attributes)
     }
@@ -207,7 +208,9 @@ pub(crate) fn payload(field: Field, register: u32) -> Attributes {
     const TRANSPORT_HEADER: u32 = 2;
     let (base, offset, length) = match field {
         Field::SourceAddress(f) => (NETWORK_HEADER, f.source_offset(), f.address_bytes()),
-        Field::DestinationAddress(f) => (NETWORK_HEADER, f.source_offset() + f.address_bytes(), f.address_bytes()),
+        Field::DestinationAddress(f) => {
+            (NETWORK_HEADER, f.source_offset() + f.address_bytes(), f.address_bytes())
+        }
         Field::DestinationPort => (TRANSPORT_HEADER, 2, 2),
     };
     expression("payload", &Attributes::new().be32(1, register).be32(2, base).be32(3, offset).be32(4, length))
@@ -226,9 +229,16 @@ pub(crate) fn meta(key: Meta, register: u32) -> Attributes {
     expression("meta", &Attributes::new().be32(1, register).be32(2, key as u32))
 }
 
-/// Goes on with the rule if the register equals `bytes` (or does not).
-pub(crate) fn compare(register: u32, equal: bool, bytes: &[u8]) -> Attributes {
-    expression("cmp", &Attributes::new().be32(1, register).be32(2, u32::from(!equal)).nest(3, &value(bytes)))
+/// Comparisons: `enum nft_cmp_ops`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Is {
+    Equal = 0,
+    Different = 1,
+}
+
+/// Goes on with the rule if the register is equal to `bytes`, or different.
+pub(crate) fn compare(register: u32, is: Is, bytes: &[u8]) -> Attributes {
+    expression("cmp", &Attributes::new().be32(1, register).be32(2, is as u32).nest(3, &value(bytes)))
 }
 
 /// An interface name as it stands in a register.

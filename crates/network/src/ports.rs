@@ -28,9 +28,9 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto};
 
 use crate::netlink::{Attributes, Message};
-use crate::nft::{self, Family, Field, Hook, MapType, Meta, REG, Table};
+use crate::nft::{self, Family, Field, Hook, Is, MapType, Meta, REG, Table};
 use crate::subnet::Subnet;
-use crate::{NetworkError, PortMapping, Protocol, Result, route};
+use crate::{BridgeConfig, NetworkError, PortMapping, Protocol, Result, route};
 
 const MAP_ANY: &str = "ports_any";
 const MAP_IP: &str = "ports_ip";
@@ -95,7 +95,10 @@ impl std::fmt::Display for Published {
 ///
 /// # Errors
 /// The reason why a mapping cannot be.
-pub(crate) fn publish(mappings: &[PortMapping], pod_ips: &[IpAddr]) -> std::result::Result<Vec<Published>, String> {
+pub(crate) fn publish(
+    mappings: &[PortMapping],
+    pod_ips: &[IpAddr],
+) -> std::result::Result<Vec<Published>, String> {
     if mappings.len() > PORT_MAPPINGS_MAX {
         return Err(format!("{} port mappings; at most {PORT_MAPPINGS_MAX} are possible", mappings.len()));
     }
@@ -115,7 +118,10 @@ pub(crate) fn publish(mappings: &[PortMapping], pod_ips: &[IpAddr]) -> std::resu
         }));
         if all.len() == before {
             let family = if mapping.host_ip.is_some_and(|ip| ip.is_ipv6()) { "IPv6" } else { "IPv4" };
-            return Err(format!("host port {} is for {family}, which the pod does not have", mapping.host_port));
+            return Err(format!(
+                "host port {} is for {family}, which the pod does not have",
+                mapping.host_port
+            ));
         }
     }
     dedup(all)
@@ -245,9 +251,14 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
-    pub(crate) fn new(bridge: &str, subnet: Subnet, masquerade: bool) -> Self {
+    pub(crate) fn new(config: &BridgeConfig, subnet: Subnet) -> Self {
         let family = if subnet.base().is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
-        Self { table: Table { family, name: format!("crisp-{bridge}") }, bridge: bridge.to_owned(), subnet, masquerade }
+        Self {
+            table: Table { family, name: format!("crisp-{}", config.name) },
+            bridge: config.name.clone(),
+            subnet,
+            masquerade: config.masquerade,
+        }
     }
 
     pub(crate) fn table(&self) -> &Table {
@@ -286,8 +297,10 @@ impl Rules {
         let mut changes = Vec::new();
         for map in [MAP_ANY, MAP_IP] {
             let ours = published.iter().filter(|p| p.family() == self.family()).map(Published::element);
-            let elements: Vec<_> = ours.filter(|(m, _, _)| *m == map).map(|(_, key, value)| (key, value)).collect();
-            changes.extend(elements.chunks(ELEMENTS_PER_MESSAGE).map(|some| self.table.add_elements(map, some)));
+            let elements: Vec<_> =
+                ours.filter(|(m, _, _)| *m == map).map(|(_, key, value)| (key, value)).collect();
+            changes
+                .extend(elements.chunks(ELEMENTS_PER_MESSAGE).map(|some| self.table.add_elements(map, some)));
         }
         changes
     }
@@ -336,7 +349,7 @@ impl Rules {
         ];
         let local = [
             nft::fib_destination_type(REG),
-            nft::compare(REG, true, &nft::ADDRTYPE_LOCAL.to_ne_bytes()),
+            nft::compare(REG, Is::Equal, &nft::ADDRTYPE_LOCAL.to_ne_bytes()),
             nft::jump("ports"),
         ];
         [
@@ -351,21 +364,21 @@ impl Rules {
         let family = self.family();
         let mut rules = Vec::new();
         if self.masquerade {
-            let mut outward = self.address_in(Field::SourceAddress(family), self.subnet, true).to_vec();
-            outward.extend(self.address_in(Field::DestinationAddress(family), self.subnet, false));
-            outward.extend(self.interface(Meta::OutInterface, false));
+            let mut outward = self.address_in(Field::SourceAddress(family), self.subnet, Is::Equal).to_vec();
+            outward.extend(self.address_in(Field::DestinationAddress(family), self.subnet, Is::Different));
+            outward.extend(self.interface(Meta::OutInterface, Is::Different));
             outward.push(nft::masquerade());
             rules.push(outward);
         }
         let loopback = Subnet::new(IpAddr::from([127, 0, 0, 0]), 8).filter(|_| family == Family::Ipv4);
         for source in loopback.into_iter().chain([self.subnet]) {
-            let mut back = self.interface(Meta::OutInterface, true).to_vec();
+            let mut back = self.interface(Meta::OutInterface, Is::Equal).to_vec();
             back.extend([
                 nft::ct_status(REG),
                 nft::and(REG, &nft::CT_DST_NAT.to_ne_bytes()),
-                nft::compare(REG, false, &[0; 4]),
+                nft::compare(REG, Is::Different, &[0; 4]),
             ]);
-            back.extend(self.address_in(Field::SourceAddress(family), source, true));
+            back.extend(self.address_in(Field::SourceAddress(family), source, Is::Equal));
             back.push(nft::masquerade());
             rules.push(back);
         }
@@ -378,21 +391,21 @@ impl Rules {
         fields
             .into_iter()
             .map(|field| {
-                let mut rule = self.interface(Meta::InInterface, true).to_vec();
-                rule.extend(self.address_in(field, loopback, true));
+                let mut rule = self.interface(Meta::InInterface, Is::Equal).to_vec();
+                rule.extend(self.address_in(field, loopback, Is::Equal));
                 rule.push(nft::drop_packet());
                 self.table.add_rule("guard", &rule)
             })
             .collect()
     }
 
-    fn address_in(&self, field: Field, subnet: Subnet, inside: bool) -> [Attributes; 3] {
+    fn address_in(&self, field: Field, subnet: Subnet, inside: Is) -> [Attributes; 3] {
         let base = route::octets(subnet.base());
         [nft::payload(field, REG), nft::and(REG, &subnet.mask()), nft::compare(REG, inside, &base)]
     }
 
-    fn interface(&self, which: Meta, equal: bool) -> [Attributes; 2] {
-        [nft::meta(which, REG), nft::compare(REG, equal, &nft::interface_name(&self.bridge))]
+    fn interface(&self, which: Meta, is: Is) -> [Attributes; 2] {
+        [nft::meta(which, REG), nft::compare(REG, is, &nft::interface_name(&self.bridge))]
     }
 }
 
@@ -431,38 +444,46 @@ mod tests {
         PortMapping { protocol: Protocol::Tcp, container_port: 80, host_port, host_ip }
     }
 
-    fn pod(dual: bool) -> Vec<IpAddr> {
+    /// The addresses of a pod with one family or two.
+    fn pod(families: usize) -> Vec<IpAddr> {
         let all = ["10.88.0.2", "fd00::2"].map(|ip| ip.parse().unwrap());
-        all[..1 + usize::from(dual)].to_vec()
+        all[..families].to_vec()
     }
 
     #[test]
     fn mappings_become_one_published_port_per_family() {
         let cases = [
-            (mapping(0, None), true, 0),
-            (mapping(8080, None), false, 1),
-            (mapping(8080, None), true, 2),
-            (mapping(8080, Some("0.0.0.0")), true, 1),
-            (mapping(8080, Some("::")), true, 1),
-            (mapping(8080, Some("192.0.2.1")), true, 1),
+            (mapping(0, None), 2, 0),
+            (mapping(8080, None), 1, 1),
+            (mapping(8080, None), 2, 2),
+            (mapping(8080, Some("0.0.0.0")), 2, 1),
+            (mapping(8080, Some("::")), 2, 1),
+            (mapping(8080, Some("192.0.2.1")), 2, 1),
         ];
-        for (mapping, dual, count) in cases {
-            assert_eq!(publish(&[mapping.clone()], &pod(dual)).unwrap().len(), count, "{mapping:?}");
+        for (mapping, families, count) in cases {
+            assert_eq!(
+                publish(std::slice::from_ref(&mapping), &pod(families)).unwrap().len(),
+                count,
+                "{mapping:?}"
+            );
         }
-        assert!(publish(&[mapping(8080, Some("::"))], &pod(false)).unwrap_err().contains("IPv6"));
+        assert!(publish(&[mapping(8080, Some("::"))], &pod(1)).unwrap_err().contains("IPv6"));
     }
 
     #[test]
     fn equal_mappings_are_one_and_contradictions_are_refused() {
-        assert_eq!(publish(&[mapping(8080, None), mapping(8080, Some("0.0.0.0"))], &pod(false)).unwrap().len(), 1);
+        assert_eq!(
+            publish(&[mapping(8080, None), mapping(8080, Some("0.0.0.0"))], &pod(1)).unwrap().len(),
+            1
+        );
         let other = PortMapping { container_port: 81, ..mapping(8080, Some("192.0.2.1")) };
-        assert!(publish(&[mapping(8080, None), other], &pod(false)).unwrap_err().contains("twice"));
-        assert!(publish(&vec![mapping(1, None); PORT_MAPPINGS_MAX + 1], &pod(false)).is_err());
+        assert!(publish(&[mapping(8080, None), other], &pod(1)).unwrap_err().contains("twice"));
+        assert!(publish(&vec![mapping(1, None); PORT_MAPPINGS_MAX + 1], &pod(1)).is_err());
     }
 
     #[test]
     fn an_element_is_padded_as_the_kernel_compares_it() {
-        let published = publish(&[mapping(8080, Some("1.2.3.4"))], &pod(false)).unwrap();
+        let published = publish(&[mapping(8080, Some("1.2.3.4"))], &pod(1)).unwrap();
         let (map, key, value) = published[0].element();
         assert_eq!(map, MAP_IP);
         assert_eq!(key, [1, 2, 3, 4, 6, 0, 0, 0, 0x1f, 0x90, 0, 0]);
@@ -477,7 +498,7 @@ mod tests {
             let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             probe.local_addr().unwrap().port()
         };
-        let on_loopback = |port| publish(&[mapping(port, Some("127.0.0.1"))], &pod(false)).unwrap();
+        let on_loopback = |port| publish(&[mapping(port, Some("127.0.0.1"))], &pod(1)).unwrap();
         let (a, b) = (SandboxId::random().unwrap(), SandboxId::random().unwrap());
         let mut claims = Claims::default();
         claims.claim(&a, "default/a", &on_loopback(free)).unwrap();
@@ -487,7 +508,8 @@ mod tests {
         claims.release(&a);
         claims.claim(&b, "default/b", &on_loopback(free)).unwrap();
 
-        let refused = claims.claim(&a, "default/a", &on_loopback(taken.local_addr().unwrap().port())).unwrap_err();
+        let refused =
+            claims.claim(&a, "default/a", &on_loopback(taken.local_addr().unwrap().port())).unwrap_err();
         assert!(refused.to_string().contains("a process on this host"), "{refused}");
     }
 }

@@ -87,7 +87,8 @@ impl Records {
 
     pub(crate) fn put(&self, id: &SandboxId, record: Record) -> Result<Arc<Record>> {
         let durability = durability(&record);
-        crisp_store::write(&self.path(id), RECORD_VERSION, &record, durability).map_err(NetworkError::Record)?;
+        crisp_store::write(&self.path(id), RECORD_VERSION, &record, durability)
+            .map_err(NetworkError::Record)?;
         let record = Arc::new(record);
         self.loaded.write().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), Arc::clone(&record));
         Ok(record)
@@ -119,7 +120,8 @@ fn file_error(operation: &'static str, path: &Path, source: std::io::Error) -> N
 fn lock(cache_dir: &Path) -> Result<OwnedFd> {
     let path = cache_dir.join("lock");
     let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(|e| file_error("open", &path, e.into()))?;
+    let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
+        .map_err(|e| file_error("open", &path, e.into()))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(NetworkError::Locked { path: cache_dir.to_owned() }),

@@ -87,25 +87,29 @@ pub(crate) struct Route {
     pub(crate) interface: u32,
 }
 
-fn link_header(family: u8, index: u32, up: bool) -> [u8; LINK_HEADER_BYTES] {
+fn link_header(family: u8, index: u32) -> [u8; LINK_HEADER_BYTES] {
     let mut header = [0; LINK_HEADER_BYTES];
     header[0] = family;
     header[4..8].copy_from_slice(&index.to_ne_bytes());
-    if up {
-        header[8..12].copy_from_slice(&IFF_UP.to_ne_bytes());
-        header[12..16].copy_from_slice(&IFF_UP.to_ne_bytes());
-    }
+    header
+}
+
+/// As [`link_header`]; the interface is to be up: the flag, and that it is to change.
+fn link_header_up(index: u32) -> [u8; LINK_HEADER_BYTES] {
+    let mut header = link_header(0, index);
+    header[8..12].copy_from_slice(&IFF_UP.to_ne_bytes());
+    header[12..16].copy_from_slice(&IFF_UP.to_ne_bytes());
     header
 }
 
 /// Looks an interface up by name.
 pub(crate) fn link(socket: BorrowedFd<'_>, name: &str) -> io::Result<Option<Link>> {
-    get_link(socket, &link_header(0, 0, false), &Attributes::new().text(IFLA_IFNAME, name))
+    get_link(socket, &link_header(0, 0), &Attributes::new().text(IFLA_IFNAME, name))
 }
 
 /// Looks an interface up by index.
 pub(crate) fn link_at(socket: BorrowedFd<'_>, index: u32) -> io::Result<Option<Link>> {
-    get_link(socket, &link_header(0, index, false), &Attributes::new())
+    get_link(socket, &link_header(0, index), &Attributes::new())
 }
 
 fn get_link(socket: BorrowedFd<'_>, header: &[u8], wanted: &Attributes) -> io::Result<Option<Link>> {
@@ -123,7 +127,9 @@ fn parse_link(body: &[u8]) -> Option<Link> {
     for (kind, payload) in attributes(body.get(LINK_HEADER_BYTES..)?) {
         match kind {
             IFLA_IFNAME => link.name = netlink::text(payload),
-            IFLA_LINKINFO => link.kind = attribute(payload, IFLA_INFO_KIND).map(netlink::text).unwrap_or_default(),
+            IFLA_LINKINFO => {
+                link.kind = attribute(payload, IFLA_INFO_KIND).map(netlink::text).unwrap_or_default()
+            }
             _ => {}
         }
     }
@@ -132,10 +138,12 @@ fn parse_link(body: &[u8]) -> Option<Link> {
 
 /// Calls `each` with name and `struct rtnl_link_stats64` of every interface.
 pub(crate) fn each_stats(socket: BorrowedFd<'_>, mut each: impl FnMut(String, &[u8])) -> io::Result<()> {
-    let request = Message::new(RTM_GETLINK, DUMP, &link_header(0, 0, false), &Attributes::new());
+    let request = Message::new(RTM_GETLINK, DUMP, &link_header(0, 0), &Attributes::new());
     exchange(socket, &[request], |_, body| {
         let attributes = body.get(LINK_HEADER_BYTES..).unwrap_or_default();
-        if let (Some(name), Some(stats)) = (attribute(attributes, IFLA_IFNAME), attribute(attributes, IFLA_STATS64)) {
+        if let (Some(name), Some(stats)) =
+            (attribute(attributes, IFLA_IFNAME), attribute(attributes, IFLA_STATS64))
+        {
             each(netlink::text(name), stats);
         }
     })
@@ -148,7 +156,7 @@ pub(crate) fn add_bridge(socket: BorrowedFd<'_>, name: &str, mac: Mac, mtu: u32)
         .bytes(IFLA_ADDRESS, &mac)
         .u32(IFLA_MTU, mtu)
         .nest(IFLA_LINKINFO, &Attributes::new().text(IFLA_INFO_KIND, "bridge"));
-    let request = Message::new(RTM_NEWLINK, ACK | CREATE | EXCL, &link_header(0, 0, true), &attributes);
+    let request = Message::new(RTM_NEWLINK, ACK | CREATE | EXCL, &link_header_up(0), &attributes);
     exchange(socket, &[request], |_, _| {})
 }
 
@@ -177,23 +185,23 @@ pub(crate) fn add_veth(socket: BorrowedFd<'_>, pair: &VethPair<'_>) -> io::Resul
         .bytes(IFLA_ADDRESS, &pair.pod_mac)
         .u32(IFLA_MTU, pair.mtu)
         .bytes(IFLA_NET_NS_FD, &pair.pod_netns.as_raw_fd().to_ne_bytes());
-    let data = Attributes::new().nest_after(VETH_INFO_PEER, &link_header(0, 0, false), &peer);
+    let data = Attributes::new().nest_after(VETH_INFO_PEER, &link_header(0, 0), &peer);
     let attributes = Attributes::new()
         .text(IFLA_IFNAME, pair.host_name)
         .u32(IFLA_MTU, pair.mtu)
         .u32(IFLA_MASTER, pair.bridge)
         .nest(IFLA_LINKINFO, &Attributes::new().text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, &data));
-    let create = Message::new(RTM_NEWLINK, ACK | CREATE | EXCL, &link_header(0, 0, true), &attributes);
+    let create = Message::new(RTM_NEWLINK, ACK | CREATE | EXCL, &link_header_up(0), &attributes);
     let port = Attributes::new().u8(IFLA_BRPORT_MODE, 1);
     let port = Attributes::new().text(IFLA_INFO_SLAVE_KIND, "bridge").nest(IFLA_INFO_SLAVE_DATA, &port);
     let attributes = Attributes::new().text(IFLA_IFNAME, pair.host_name).nest(IFLA_LINKINFO, &port);
-    let hairpin = Message::new(RTM_NEWLINK, ACK, &link_header(0, 0, false), &attributes);
+    let hairpin = Message::new(RTM_NEWLINK, ACK, &link_header(0, 0), &attributes);
     exchange(socket, &[create, hairpin], |_, _| {})
 }
 
 /// Removes an interface. Slow: it waits for an RCU grace period.
 pub(crate) fn delete_link(socket: BorrowedFd<'_>, index: u32) -> io::Result<()> {
-    let request = Message::new(RTM_DELLINK, ACK, &link_header(0, index, false), &Attributes::new());
+    let request = Message::new(RTM_DELLINK, ACK, &link_header(0, index), &Attributes::new());
     exchange(socket, &[request], |_, _| {})
 }
 
@@ -201,7 +209,7 @@ pub(crate) fn delete_link(socket: BorrowedFd<'_>, index: u32) -> io::Result<()> 
 pub(crate) fn disable_port(socket: BorrowedFd<'_>, index: u32) -> io::Result<()> {
     let port = Attributes::new().u8(IFLA_BRPORT_STATE, BR_STATE_DISABLED).bytes(IFLA_BRPORT_FLUSH, &[]);
     let attributes = Attributes::new().nest(IFLA_PROTINFO, &port);
-    let request = Message::new(RTM_SETLINK, ACK, &link_header(AF_BRIDGE, index, false), &attributes);
+    let request = Message::new(RTM_SETLINK, ACK, &link_header(AF_BRIDGE, index), &attributes);
     exchange(socket, &[request], |_, _| {})
 }
 
@@ -211,17 +219,17 @@ pub(crate) fn disable_port(socket: BorrowedFd<'_>, index: u32) -> io::Result<()>
 /// would be lost, and TCP would try again after a second. Looking at an interface runs that work at once (since Linux 6.9;
 /// before, it runs some milliseconds later all the same).
 pub(crate) fn settle(index: u32) -> Message {
-    Message::new(RTM_GETLINK, ACK, &link_header(0, index, false), &Attributes::new())
+    Message::new(RTM_GETLINK, ACK, &link_header(0, index), &Attributes::new())
 }
 
 /// As [`settle`], by name.
 pub(crate) fn settle_named(name: &str) -> Message {
-    Message::new(RTM_GETLINK, ACK, &link_header(0, 0, false), &Attributes::new().text(IFLA_IFNAME, name))
+    Message::new(RTM_GETLINK, ACK, &link_header(0, 0), &Attributes::new().text(IFLA_IFNAME, name))
 }
 
 /// Message: bring an interface up.
 pub(crate) fn up(index: u32) -> Message {
-    Message::new(RTM_NEWLINK, ACK, &link_header(0, index, true), &Attributes::new())
+    Message::new(RTM_NEWLINK, ACK, &link_header_up(index), &Attributes::new())
 }
 
 /// Message: give an interface an address; having it already is fine. An IPv6 address is usable at once (no duplicate

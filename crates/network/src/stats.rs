@@ -47,7 +47,8 @@ pub fn interface_stats(netlink: BorrowedFd<'_>) -> Result<Vec<InterfaceStats>> {
 
 /// Reads `struct rtnl_link_stats64` (`linux/if_link.h`); a counter that an old kernel lacks is 0.
 fn parse(name: String, stats: &[u8]) -> InterfaceStats {
-    let counter = |n: usize| stats.get(n * 8..n * 8 + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
+    let counter =
+        |n: usize| stats.get(n * 8..n * 8 + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
     InterfaceStats {
         name,
         rx_packets: counter(0),

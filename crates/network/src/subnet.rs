@@ -21,7 +21,7 @@ impl Subnet {
         }
         let host_bits = u32::from(bits - prefix);
         let base = to_number(address).checked_shr(host_bits).unwrap_or(0).checked_shl(host_bits).unwrap_or(0);
-        Some(Self { base: from_number(base, address.is_ipv6()), prefix })
+        Some(Self { base: from_number(base, address), prefix })
     }
 
     pub(crate) fn base(self) -> IpAddr {
@@ -49,7 +49,7 @@ impl Subnet {
 
     /// The address that stands `offset` behind the first one; `None` outside of the subnet.
     fn nth(self, offset: u128) -> Option<IpAddr> {
-        (offset < self.size()).then(|| from_number(to_number(self.base) + offset, self.base.is_ipv6()))
+        (offset < self.size()).then(|| from_number(to_number(self.base) + offset, self.base))
     }
 
     /// The gateway: the first address behind the network's own.
@@ -75,10 +75,14 @@ impl FromStr for Subnet {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || "not an address and a prefix length, like 10.88.0.0/16".to_owned();
         let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
-        let address: IpAddr = address.parse().map_err(|_| wrong())?;
-        let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
+        let address: IpAddr = address.parse().map_err(|_malformed| wrong())?;
+        let prefix: u8 = prefix.parse().map_err(|_malformed| wrong())?;
         let subnet = Self::new(address, prefix).ok_or_else(wrong)?;
-        if subnet.base == address { Ok(subnet) } else { Err(format!("host bits are set; the network is {subnet}")) }
+        if subnet.base == address {
+            Ok(subnet)
+        } else {
+            Err(format!("host bits are set; the network is {subnet}"))
+        }
     }
 }
 
@@ -93,9 +97,10 @@ fn to_number(address: IpAddr) -> u128 {
     }
 }
 
-fn from_number(number: u128, v6: bool) -> IpAddr {
+/// An address of the family of `like`.
+fn from_number(number: u128, like: IpAddr) -> IpAddr {
     match u32::try_from(number) {
-        Ok(short) if !v6 => IpAddr::V4(Ipv4Addr::from(short)),
+        Ok(short) if like.is_ipv4() => IpAddr::V4(Ipv4Addr::from(short)),
         _ => IpAddr::V6(Ipv6Addr::from(number)),
     }
 }
@@ -130,9 +135,9 @@ impl Pool {
         // With n taken, one of any n + 1 addresses is free.
         let tries = span.min(self.taken.len() as u128 + 1);
         let start = self.next - FIRST_OFFSET;
-        let offset = (0..tries).map(|i| FIRST_OFFSET + (start + i) % span).find(|offset| {
-            self.subnet.nth(*offset).is_some_and(|address| !self.taken.contains(&address))
-        })?;
+        let offset = (0..tries)
+            .map(|i| FIRST_OFFSET + (start + i) % span)
+            .find(|offset| self.subnet.nth(*offset).is_some_and(|address| !self.taken.contains(&address)))?;
         let address = self.subnet.nth(offset)?;
         self.taken.insert(address);
         self.next = FIRST_OFFSET + (offset + 1 - FIRST_OFFSET) % span;

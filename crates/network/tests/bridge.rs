@@ -1,5 +1,6 @@
 //! The built-in bridge against the real kernel.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(clippy::print_stdout, reason = "what was measured, and what was not run")]
 
 mod support;
 
@@ -93,7 +94,11 @@ fn host_ports_lead_to_pods_from_everywhere() {
         let loopback = ask_tcp("127.0.0.1:12000").unwrap_or_else(|e| panic!("{e}\n{rules}"));
         assert_eq!(loopback, "10.88.0.1");
         ask_tcp("192.0.2.1:12000").unwrap();
-        assert_eq!(world.within(|| ask_tcp("192.0.2.1:12000")).unwrap(), "192.0.2.9", "the client's address is kept");
+        assert_eq!(
+            world.within(|| ask_tcp("192.0.2.1:12000")).unwrap(),
+            "192.0.2.9",
+            "the client's address is kept"
+        );
         assert_eq!(world.within(|| ask_tcp("192.0.2.1:12001")).unwrap(), "192.0.2.9");
         ask_tcp("192.0.2.1:12001").unwrap();
         assert!(ask_tcp("127.0.0.1:12001").is_err(), "only on the address that was named");
@@ -313,6 +318,121 @@ fn both_families_work_when_asked_for() {
     });
 }
 
+/// The daemon is killed at many instants of a busy life; what it leaves is found and cleared each time.
+#[test]
+fn a_killed_daemon_leaves_nothing_that_is_not_on_record() {
+    on_private_host("a_killed_daemon_leaves_nothing_that_is_not_on_record", |dir| {
+        if let Some(dir) = support::victim() {
+            let network = Network::open(config(&dir)).unwrap();
+            loop {
+                let mut pod = Pod::new(&dir, "victim");
+                pod.publish(Protocol::Tcp, 12000, 80, None);
+                attach(&network, &pod);
+                network.detach(&pod.id, None).unwrap();
+            }
+        }
+        let attachments =
+            || std::fs::read_dir(dir.join("network/attachments")).map(Iterator::count).unwrap_or(0);
+        let pods = || std::fs::read_dir(dir.join("ns")).map(Iterator::count).unwrap_or(0);
+        let mut left_on_record = 0;
+        for round in 0..20 {
+            let test = "a_killed_daemon_leaves_nothing_that_is_not_on_record";
+            let mut victim = support::spawn_victim(test, dir);
+            // Well into its work, then at an instant that no two rounds share.
+            let deadline = Instant::now() + support::PATIENCE;
+            while pods() == 0 {
+                assert!(
+                    Instant::now() < deadline && victim.try_wait().unwrap().is_none(),
+                    "the victim does not work"
+                );
+            }
+            assert!(!ends_within(&victim, Duration::from_micros(3_000 + 713 * round)));
+            victim.kill().unwrap();
+            victim.wait().unwrap();
+            left_on_record += attachments();
+            let network = Network::open(config(dir)).unwrap();
+            network.gc(&[]).unwrap();
+            assert_eq!(network.describe()["Bridge"]["addressesInUse"], 0);
+            assert_eq!(attachments(), 0);
+            let rules = sh("nft list ruleset");
+            assert!(!rules.contains(" : 10.88."), "{rules}");
+            for left in std::fs::read_dir(dir.join("ns")).unwrap() {
+                let left = left.unwrap().path();
+                crisp_sys::netns::unpin(&left.join("net")).unwrap();
+                std::fs::remove_dir(left).unwrap();
+            }
+        }
+        assert!(left_on_record > 0, "no round hit an attachment");
+        let deadline = Instant::now() + support::PATIENCE;
+        while sh("ip -o link show").contains("master") {
+            assert!(Instant::now() < deadline, "{}", sh("ip -o link"));
+        }
+    });
+}
+
+/// Waits for the process to end, at most so long: true if it did.
+fn ends_within(victim: &std::process::Child, longest: Duration) -> bool {
+    let pid = rustix::process::Pid::from_child(victim);
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+    let mut ended = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+    let timeout = rustix::event::Timespec::try_from(longest).unwrap();
+    rustix::event::poll(&mut ended, Some(&timeout)).unwrap() > 0
+}
+
+#[test]
+fn many_pods_at_once_get_addresses_of_their_own() {
+    on_private_host("many_pods_at_once_get_addresses_of_their_own", |dir| {
+        let network = Network::open(config(dir)).unwrap();
+        let pods: Vec<Vec<Pod>> =
+            (0..8).map(|_| (0..10).map(|n| Pod::new(dir, &format!("p{n}"))).collect()).collect();
+        let started = Instant::now();
+        let addresses: std::collections::HashSet<_> = std::thread::scope(|scope| {
+            let workers: Vec<_> = pods
+                .iter()
+                .map(|pods| scope.spawn(|| pods.iter().map(|pod| attach(&network, pod)).collect::<Vec<_>>()))
+                .collect();
+            workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+        });
+        println!("80 pods by 8 threads in {:?}", started.elapsed());
+        assert_eq!(addresses.len(), 80);
+        pods.iter().flatten().for_each(|pod| network.detach(&pod.id, None).unwrap());
+        assert_eq!(network.describe()["Bridge"]["addressesInUse"], 0);
+    });
+}
+
+#[test]
+fn a_read_only_proc_sys_is_told_with_what_to_do() {
+    on_private_host("a_read_only_proc_sys_is_told_with_what_to_do", |dir| {
+        sh("mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys");
+        let network = Network::open(config(dir)).unwrap();
+        let said = network.status().unwrap_err().message;
+        assert!(
+            said.contains("/proc/sys/net/ipv4/ip_forward") && said.contains("set it on the host"),
+            "{said}"
+        );
+        let pod = Pod::new(dir, "a");
+        assert!(network.attach(&pod.request).is_err());
+        sh("umount /proc/sys");
+        network.status().unwrap();
+        attach(&network, &pod);
+    });
+}
+
+#[test]
+fn a_firewall_that_drops_forwarded_packets_is_named() {
+    on_private_host("a_firewall_that_drops_forwarded_packets_is_named", |dir| {
+        let network = Network::open(config(dir)).unwrap();
+        assert_eq!(network.describe()["Bridge"]["forwardDroppedBy"], serde_json::json!([]));
+        sh(
+            "nft add table ip filter && nft 'add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'",
+        );
+        assert_eq!(
+            network.describe()["Bridge"]["forwardDroppedBy"],
+            serde_json::json!(["ip filter FORWARD"])
+        );
+    });
+}
+
 /// Prints the time of an attach and a detach; the budget of 0.8 ms is for a quiet machine, so only a gross excess fails.
 #[test]
 fn attaching_is_quick() {
@@ -337,7 +457,12 @@ fn attaching_is_quick() {
                 times.sort();
                 times[times.len() * share / 100]
             };
-            println!("{what}: attach p50 {:?} p95 {:?}, detach p50 {:?}", p(&up, 50), p(&up, 95), p(&down, 50));
+            println!(
+                "{what}: attach p50 {:?} p95 {:?}, detach p50 {:?}",
+                p(&up, 50),
+                p(&up, 95),
+                p(&down, 50)
+            );
             assert!(p(&up, 50) < Duration::from_millis(100));
         }
     });

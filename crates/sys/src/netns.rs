@@ -150,8 +150,9 @@ pub fn open_netlink_in(netns: &Path) -> Result<OwnedFd, NetnsError> {
 /// When the kernel gives none.
 pub fn open_route_socket() -> Result<OwnedFd, NetnsError> {
     let failed = |e: Errno| NetnsError::Netlink { operation: "open a route socket", source: e.into() };
-    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)
-        .map_err(failed)?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)
+            .map_err(failed)?;
     rustix::net::bind(&socket, &SocketAddrNetlink::new(0, 0)).map_err(failed)?;
     Ok(socket)
 }
@@ -177,7 +178,8 @@ fn create_here(request: &PodNamespacesRequest) -> Result<PodNamespaces, NetnsErr
         (request.ipc, UnshareFlags::NEWIPC),
         (request.hostname.is_some(), UnshareFlags::NEWUTS),
     ];
-    let flags = flags.into_iter().filter(|(wanted, _)| *wanted).fold(UnshareFlags::empty(), |a, (_, flag)| a | flag);
+    let flags =
+        flags.into_iter().filter(|(wanted, _)| *wanted).fold(UnshareFlags::empty(), |a, (_, flag)| a | flag);
     // SAFETY: rustix asks that threads keep seeing each other's descriptors. `FILES` is not among the flags, so the
     // descriptor table stays shared; there is no safe wrapper, because rustix cannot see which flags are given.
     unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(|e| NetnsError::Unshare(e.into()))?;
@@ -204,7 +206,8 @@ fn pin_all(request: &PodNamespacesRequest) -> Result<Pins, NetnsError> {
         Ok(Some(path))
     };
     let made = one(request.net, "net").and_then(|net| {
-        one(request.ipc, "ipc").and_then(|ipc| one(request.hostname.is_some(), "uts").map(|uts| (net, ipc, uts)))
+        one(request.ipc, "ipc")
+            .and_then(|ipc| one(request.hostname.is_some(), "uts").map(|uts| (net, ipc, uts)))
     });
     if made.is_err() {
         for path in &pinned {
@@ -261,7 +264,8 @@ fn apply_sysctls(sysctls: &[(String, String)]) -> Result<(), NetnsError> {
 
 fn write_sysctl(root: BorrowedFd<'_>, name: &str, value: &str) -> io::Result<()> {
     let path = sysctl_path(name).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let file = rustix::fs::openat(root, path, OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
+    let file =
+        rustix::fs::openat(root, path, OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
     let written = rustix::io::write(&file, value.as_bytes())?;
     if written == value.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
@@ -345,9 +349,17 @@ mod tests {
             let run = scope.spawn(|| {
                 // SAFETY: `FILES` is not among the flags.
                 unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
-                let private = rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+                let private =
+                    rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
                 rustix::mount::mount_change("/", private).unwrap();
-                rustix::mount::mount("tmpfs", &dir, "tmpfs", rustix::mount::MountFlags::empty(), None::<&CStr>).unwrap();
+                rustix::mount::mount(
+                    "tmpfs",
+                    &dir,
+                    "tmpfs",
+                    rustix::mount::MountFlags::empty(),
+                    None::<&CStr>,
+                )
+                .unwrap();
                 body(&dir);
             });
             let ended = run.join();

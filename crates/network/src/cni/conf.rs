@@ -73,7 +73,9 @@ impl PluginList {
         let version = version(&object)?;
         let disable_gc = object.get("disableGC").and_then(Value::as_bool).unwrap_or(false);
         let plugins = match object.remove("plugins") {
-            Some(Value::Array(list)) => list.into_iter().map(plugin).collect::<std::result::Result<Vec<_>, _>>()?,
+            Some(Value::Array(list)) => {
+                list.into_iter().map(plugin).collect::<std::result::Result<Vec<_>, _>>()?
+            }
             Some(_) => return Err("plugins is not a list".into()),
             None => vec![plugin(Value::Object(object))?],
         };
@@ -81,6 +83,13 @@ impl PluginList {
             return Err(format!("{} plugins; 1 to {PLUGINS_MAX} are possible", plugins.len()));
         }
         Ok(Self { version, name, disable_gc, plugins })
+    }
+
+    /// Does a plugin declare that it leads host ports to pods?
+    pub(crate) fn publishes_ports(&self) -> bool {
+        let declares =
+            |plugin: &Map<String, Value>| plugin.get("capabilities")?.get("portMappings")?.as_bool();
+        self.plugins.iter().any(|plugin| declares(plugin) == Some(true))
     }
 
     /// The list as JSON, for a record.
@@ -121,7 +130,9 @@ fn version(object: &Map<String, Value>) -> std::result::Result<Version, String> 
     let names: Vec<&str> = all.collect();
     names.iter().filter_map(|name| Version::parse(name)).max().ok_or_else(|| match names.as_slice() {
         [] => "cniVersion is missing".to_owned(),
-        _ => format!("cniVersion {} is not supported: 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0 are", names.join(", ")),
+        _ => {
+            format!("cniVersion {} is not supported: 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0 are", names.join(", "))
+        }
     })
 }
 
@@ -182,7 +193,8 @@ mod tests {
         assert_eq!(PluginList::from_value(list.to_value()).unwrap(), list);
         let single = PluginList::parse(r#"{"cniVersion":"0.3.1","name":"n","type":"ptp","mtu":9}"#).unwrap();
         assert_eq!((plugin_type(&single.plugins[0]), &single.plugins[0]["mtu"]), ("ptp", &Value::from(9)));
-        let newest = r#"{"cniVersion":"0.4.0","cniVersions":["1.0.0","9.0.0","1.1.0"],"name":"n","type":"x"}"#;
+        let newest =
+            r#"{"cniVersion":"0.4.0","cniVersions":["1.0.0","9.0.0","1.1.0"],"name":"n","type":"x"}"#;
         assert_eq!(PluginList::parse(newest).unwrap().version, Version::V1_1_0);
     }
 

@@ -87,11 +87,12 @@ impl Call<'_> {
         }
         // Either it has ended or it was killed, so this does not wait long.
         let status = child.wait().map_err(|e| self.failed_to_run(e))?;
-        let (stdout, stderr) = outcome.map_err(|e| self.failed_to_run(e))?.ok_or(NetworkError::CniTimeout {
-            plugin: self.plugin.to_owned(),
-            command: self.command,
-            after_ms: self.timeout.as_millis(),
-        })?;
+        let (stdout, stderr) =
+            outcome.map_err(|e| self.failed_to_run(e))?.ok_or(NetworkError::CniTimeout {
+                plugin: self.plugin.to_owned(),
+                command: self.command,
+                after_ms: self.timeout.as_millis(),
+            })?;
         Ok(Output { status, stdout, stderr })
     }
 
@@ -113,11 +114,13 @@ impl Call<'_> {
     /// The error object on stdout, or else the end of what was said.
     fn failure(&self, output: &Output) -> NetworkError {
         let object: Value = serde_json::from_slice(output.stdout.trim_ascii()).unwrap_or(Value::Null);
-        let field = |name: &str| object.get(name).and_then(Value::as_str).unwrap_or_default().trim().to_owned();
+        let field =
+            |name: &str| object.get(name).and_then(Value::as_str).unwrap_or_default().trim().to_owned();
         let code = object.get("code").and_then(Value::as_u64);
         let message = match (field("msg"), field("details")) {
             (msg, details) if msg.is_empty() && details.is_empty() => {
-                let said = if output.stderr.trim_ascii().is_empty() { &output.stdout } else { &output.stderr };
+                let said =
+                    if output.stderr.trim_ascii().is_empty() { &output.stdout } else { &output.stderr };
                 format!("{}: {}", output.status, tail(said))
             }
             (msg, details) if details.is_empty() => msg,
@@ -172,7 +175,11 @@ impl Conversation {
         let pid = pid_of(child).ok_or(io::ErrorKind::NotFound)?;
         let ended = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        for pipe in [stdin.as_ref().map(AsFd::as_fd), stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd)] {
+        for pipe in [
+            stdin.as_ref().map(AsFd::as_fd),
+            stdout.as_ref().map(AsFd::as_fd),
+            stderr.as_ref().map(AsFd::as_fd),
+        ] {
             pipe.map_or(Ok(()), |fd| rustix::io::ioctl_fionbio(fd, true))?;
         }
         Ok(Self { ended, stdin, stdout, stderr, request, written: 0, out: Vec::new(), err: Vec::new() })
@@ -212,7 +219,9 @@ impl Conversation {
         let Some(stdin) = &mut self.stdin else { return Ok(()) };
         match stdin.write(&self.request[self.written..]) {
             Ok(n) => self.written += n,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock || e.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock || e.kind() == io::ErrorKind::Interrupted => {
+                return Ok(());
+            }
             // It does not care for its request; what it says counts.
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => self.written = self.request.len(),
             Err(e) => return Err(e),
@@ -278,7 +287,14 @@ mod tests {
         let config = json!({"name": "n", "filler": "x".repeat(200_000)});
         let environment = vec![("CNI_IFNAME", "eth0".to_owned())];
         let bin_dirs = [PathBuf::from("/nonexistent"), dir.path().to_owned()];
-        let call = Call { plugin: "plugin", command: "ADD", bin_dirs: &bin_dirs, environment, config: &config, timeout };
+        let call = Call {
+            plugin: "plugin",
+            command: "ADD",
+            bin_dirs: &bin_dirs,
+            environment,
+            config: &config,
+            timeout,
+        };
         call.run()
     }
 
@@ -289,14 +305,23 @@ mod tests {
         let given = call(r#"n=$(wc -c); e=$(env | cut -d= -f1 | sort | tr '\n' ' '); echo "{\"n\": $n, \"c\": \"$CNI_COMMAND\", \"e\": \"$e\"}""#, LONG).unwrap();
         assert_eq!(given["n"], 200_000 + 24);
         assert_eq!(given["c"], "ADD");
-        let names: Vec<_> = given["e"].as_str().unwrap().split_whitespace().filter(|n| !matches!(*n, "PWD" | "_" | "OLDPWD" | "SHLVL")).collect();
+        let names: Vec<_> = given["e"]
+            .as_str()
+            .unwrap()
+            .split_whitespace()
+            .filter(|n| !matches!(*n, "PWD" | "_" | "OLDPWD" | "SHLVL"))
+            .collect();
         assert_eq!(names, ["CNI_COMMAND", "CNI_IFNAME", "CNI_PATH", "PATH"]);
     }
 
     #[test]
     fn what_a_failing_plugin_says_is_told() {
         let cases = [
-            (r#"echo '{"code": 11, "msg": "try later", "details": "busy"}'; exit 1"#, "try later: busy", Some(11)),
+            (
+                r#"echo '{"code": 11, "msg": "try later", "details": "busy"}'; exit 1"#,
+                "try later: busy",
+                Some(11),
+            ),
             ("echo '{\"code\": 7, \"msg\": \"no\"}'; exit 1", "no", Some(7)),
             ("echo broken >&2; exit 3", "exit status: 3: broken", None),
             ("kill -9 $$", "signal: 9", None),
@@ -349,7 +374,14 @@ mod tests {
     fn an_absent_plugin_names_where_it_was_looked_for() {
         let config = json!({});
         let bin_dirs = [PathBuf::from("/nonexistent")];
-        let call = Call { plugin: "p", command: "ADD", bin_dirs: &bin_dirs, environment: vec![], config: &config, timeout: LONG };
+        let call = Call {
+            plugin: "p",
+            command: "ADD",
+            bin_dirs: &bin_dirs,
+            environment: vec![],
+            config: &config,
+            timeout: LONG,
+        };
         let NetworkError::CniRun { source, .. } = call.run().unwrap_err() else { panic!() };
         assert!(source.to_string().contains("/nonexistent"));
     }

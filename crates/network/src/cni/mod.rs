@@ -48,7 +48,8 @@ impl Cni {
 
     /// Whether pods can be attached with this configuration: its plugins exist and, from version 1.1 on, say so.
     pub(crate) fn status(&self, path: &Path, list: &PluginList) -> Result<()> {
-        let missing = list.plugins.iter().map(plugin_type).find(|p| invoke::find(p, &self.bin_dirs).is_none());
+        let missing =
+            list.plugins.iter().map(plugin_type).find(|p| invoke::find(p, &self.bin_dirs).is_none());
         if let Some(plugin) = missing {
             let dirs: Vec<_> = self.bin_dirs.iter().map(|d| d.display().to_string()).collect();
             let reason = format!("plugin {plugin:?} is in none of {}", dirs.join(", "));
@@ -67,8 +68,13 @@ impl Cni {
         let mut previous = None;
         for plugin in &list.plugins {
             let config = execution_config(&list, plugin, &record.capabilities, previous.as_ref());
-            let result = self.call(plugin, "ADD", &config, environment(id, netns.display().to_string(), record))?;
-            let wrong = |reason| NetworkError::CniResult { plugin: plugin_type(plugin).into(), command: "ADD", reason };
+            let result =
+                self.call(plugin, "ADD", &config, environment(id, netns.display().to_string(), record))?;
+            let wrong = |reason| NetworkError::CniResult {
+                plugin: plugin_type(plugin).into(),
+                command: "ADD",
+                reason,
+            };
             previous = Some(result::convert(result, list.version).map_err(wrong)?);
         }
         Ok(previous.unwrap_or(Value::Null))
@@ -76,7 +82,13 @@ impl Cni {
 
     /// Runs DEL through the chain, backwards. `netns`: `None` when it is gone. `result`: of the ADD, null when it never
     /// came to one.
-    pub(crate) fn del(&self, id: &SandboxId, netns: Option<&Path>, record: &CniRecord, result: &Value) -> Result<()> {
+    pub(crate) fn del(
+        &self,
+        id: &SandboxId,
+        netns: Option<&Path>,
+        record: &CniRecord,
+        result: &Value,
+    ) -> Result<()> {
         let list = recorded_list(record)?;
         let netns = netns.map(|path| path.display().to_string()).unwrap_or_default();
         // Plugins before 0.4.0 do not expect a result here.
@@ -94,7 +106,8 @@ impl Cni {
         if list.version < Version::V1_1_0 || list.disable_gc {
             return Ok(());
         }
-        let valid: Vec<_> = attached.iter().map(|id| json!({"containerID": id, "ifname": INTERFACE})).collect();
+        let valid: Vec<_> =
+            attached.iter().map(|id| json!({"containerID": id, "ifname": INTERFACE})).collect();
         let mut outcome = Ok(());
         for plugin in &list.plugins {
             let mut config = execution_config(list, plugin, &Value::Null, None);
@@ -121,7 +134,9 @@ impl Cni {
     /// For people: where is looked and what was found.
     pub(crate) fn describe(&self) -> Value {
         let networks = match self.load() {
-            Ok(Some((path, list))) => json!([{"Config": list.to_value(), "IFName": INTERFACE, "Source": path}]),
+            Ok(Some((path, list))) => {
+                json!([{"Config": list.to_value(), "IFName": INTERFACE, "Source": path}])
+            }
             Ok(None) | Err(_) => json!([]),
         };
         json!({
@@ -227,7 +242,8 @@ fn execution_config(
     config.insert("cniVersion".into(), list.version.as_str().into());
     config.insert("name".into(), list.name.as_str().into());
     let declared = config.remove("capabilities");
-    let wants = |name: &str| declared.as_ref().and_then(|d| d.get(name)).and_then(Value::as_bool).unwrap_or(false);
+    let wants =
+        |name: &str| declared.as_ref().and_then(|d| d.get(name)).and_then(Value::as_bool).unwrap_or(false);
     let arguments = capabilities.as_object().into_iter().flatten().filter(|(name, _)| wants(name));
     let arguments: Map<_, _> = arguments.map(|(name, value)| (name.clone(), value.clone())).collect();
     if !arguments.is_empty() {
@@ -246,7 +262,8 @@ mod tests {
 
     fn request() -> AttachRequest {
         let mut request = AttachRequest::new("a".repeat(64).parse().unwrap(), "/ns".into());
-        (request.pod_name, request.pod_namespace, request.pod_uid) = ("web".into(), "default".into(), "u-1".into());
+        (request.pod_name, request.pod_namespace, request.pod_uid) =
+            ("web".into(), "default".into(), "u-1".into());
         let mapping = |host_port| PortMapping {
             protocol: Protocol::Udp,
             container_port: 53,
@@ -254,7 +271,8 @@ mod tests {
             host_ip: Some("192.0.2.1".parse().unwrap()),
         };
         request.port_mappings = vec![mapping(5353), mapping(0)];
-        request.bandwidth = Some(Bandwidth { ingress_bits_per_second: Some(1000), egress_bits_per_second: None });
+        request.bandwidth =
+            Some(Bandwidth { ingress_bits_per_second: Some(1000), egress_bits_per_second: None });
         request.dns = Some(Dns { servers: vec!["192.0.2.2".into()], ..Dns::default() });
         request.cgroup_path = Some("/kubepods/a".into());
         request.annotations = [("k".to_owned(), "v".to_owned())].into();
@@ -269,7 +287,8 @@ mod tests {
             {"type":"c"}]}"#;
         let list = PluginList::parse(text).unwrap();
         let record = record(&request(), &list).unwrap();
-        let config = |n: usize, previous| execution_config(&list, &list.plugins[n], &record.capabilities, previous);
+        let config =
+            |n: usize, previous| execution_config(&list, &list.plugins[n], &record.capabilities, previous);
         assert_eq!(
             config(0, None),
             json!({

@@ -70,7 +70,10 @@ impl Probe {
             .answered
             .wait_timeout_while(state, FIRST_WAIT_MAX, unanswered)
             .unwrap_or_else(PoisonError::into_inner);
-        state.answer.as_ref().map_or_else(|| Err("STATUS is not answered yet".into()), |(_, answer)| answer.clone())
+        state
+            .answer
+            .as_ref()
+            .map_or_else(|| Err("STATUS is not answered yet".into()), |(_, answer)| answer.clone())
     }
 
     fn ask(&self, list: PluginList) -> std::io::Result<()> {
@@ -92,7 +95,8 @@ fn ask_all(list: &PluginList, bin_dirs: &[PathBuf], timeout: Duration) -> Result
     for plugin in &list.plugins {
         let config = execution_config(list, plugin, &serde_json::Value::Null, None);
         let plugin = plugin_type(plugin);
-        Call { plugin, command: "STATUS", bin_dirs, environment: Vec::new(), config: &config, timeout }.run()?;
+        Call { plugin, command: "STATUS", bin_dirs, environment: Vec::new(), config: &config, timeout }
+            .run()?;
     }
     Ok(())
 }

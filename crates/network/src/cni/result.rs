@@ -49,8 +49,9 @@ fn convert_ip(ip: &mut Value, version: Version) -> Result<(), String> {
 /// The address of an entry of `ips`, without its prefix length.
 fn address_of(ip: &Value) -> Result<IpAddr, String> {
     let text = ip.get("address").and_then(Value::as_str).ok_or("an address is missing")?;
-    let (address, prefix) = text.split_once('/').ok_or_else(|| format!("address {text:?} has no prefix length"))?;
-    let address: IpAddr = address.parse().map_err(|_| format!("address {text:?} is none"))?;
+    let (address, prefix) =
+        text.split_once('/').ok_or_else(|| format!("address {text:?} has no prefix length"))?;
+    let address: IpAddr = address.parse().map_err(|_none| format!("address {text:?} is none"))?;
     let bits = if address.is_ipv4() { 32 } else { 128 };
     match prefix.parse::<u8>() {
         Ok(prefix) if prefix <= bits => Ok(address),
@@ -83,7 +84,8 @@ fn belongs(ip: &Value, interfaces: &[Value], name: &str) -> Result<bool, String>
     let Some(index) = ip.get("interface").filter(|i| !i.is_null()) else { return Ok(true) };
     let wrong = || format!("an address belongs to interface {index}, which is not listed");
     let index = index.as_u64().and_then(|i| usize::try_from(i).ok()).ok_or_else(wrong)?;
-    let interface: &Map<String, Value> = interfaces.get(index).and_then(Value::as_object).ok_or_else(wrong)?;
+    let interface: &Map<String, Value> =
+        interfaces.get(index).and_then(Value::as_object).ok_or_else(wrong)?;
     let text = |key: &str| interface.get(key).and_then(Value::as_str).unwrap_or_default();
     Ok(text("name") == name && !text("sandbox").is_empty())
 }
@@ -143,7 +145,10 @@ mod tests {
         for result in wrong {
             assert!(convert(result.clone(), Version::V1_0_0).is_err(), "{result}");
         }
-        assert!(pod_ips(&json!({"ips": [{"interface": 3, "address": "10.0.0.1/8"}]}), "eth0", IpPreference::Ipv4).is_err());
+        assert!(
+            pod_ips(&json!({"ips": [{"interface": 3, "address": "10.0.0.1/8"}]}), "eth0", IpPreference::Ipv4)
+                .is_err()
+        );
     }
 
     proptest! {

@@ -21,6 +21,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Runs `body` with a private host, or says that it is not run.
 pub(crate) fn on_private_host(test: &str, body: impl FnOnce(&Path)) {
     if std::env::var_os(INSIDE).is_some() {
+        if let Some(dir) = victim() {
+            return body(&dir);
+        }
         let dir = tempfile::tempdir().unwrap();
         sh("ip link set lo up");
         sh(&format!("mount -t tmpfs tmpfs {}", dir.path().display()));
@@ -42,7 +45,28 @@ pub(crate) fn on_private_host(test: &str, body: impl FnOnce(&Path)) {
     print!("{}", String::from_utf8_lossy(&ended.stdout));
     eprint!("{}", String::from_utf8_lossy(&ended.stderr));
     assert!(ended.status.success(), "{test} failed inside of its private host");
-    assert!(String::from_utf8_lossy(&ended.stdout).contains("1 passed"), "{test} is not the name of the test");
+    assert!(
+        String::from_utf8_lossy(&ended.stdout).contains("1 passed"),
+        "{test} is not the name of the test"
+    );
+}
+
+const VICTIM: &str = "CRISP_NETWORK_TEST_VICTIM";
+
+/// In a process of [`spawn_victim`]: the directory it works in.
+pub(crate) fn victim() -> Option<PathBuf> {
+    std::env::var_os(VICTIM).map(PathBuf::from)
+}
+
+/// Runs a test of this program in another process of the same private host, to be killed there.
+pub(crate) fn spawn_victim(test: &str, dir: &Path) -> std::process::Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .env(VICTIM, dir)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 /// Runs a command line that must succeed; gives its output.
@@ -84,7 +108,13 @@ impl Pod {
         Self { id, netns, request }
     }
 
-    pub(crate) fn publish(&mut self, protocol: Protocol, host_port: u16, container_port: u16, host_ip: Option<&str>) {
+    pub(crate) fn publish(
+        &mut self,
+        protocol: Protocol,
+        host_port: u16,
+        container_port: u16,
+        host_ip: Option<&str>,
+    ) {
         let host_ip = host_ip.map(|ip| ip.parse().unwrap());
         self.request.port_mappings.push(PortMapping { protocol, container_port, host_port, host_ip });
     }
