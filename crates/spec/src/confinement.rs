@@ -51,11 +51,21 @@ pub(crate) fn apparmor_profile(
             Ok(loaded.contains(APPARMOR_DEFAULT_PROFILE).then(|| APPARMOR_DEFAULT_PROFILE.to_string()))
         }
         (AppArmorRequest::RuntimeDefault, Privilege::Ordinary) => {
-            loaded_profile(loaded, APPARMOR_DEFAULT_PROFILE)
+            loaded_profile(loaded, APPARMOR_DEFAULT_PROFILE).map_err(|_not_loaded| {
+                SpecError::Unsupported("AppArmor's RuntimeDefault without a loaded crisp-default")
+            })
         }
         (AppArmorRequest::Unconfined, _) => Ok(None),
         (AppArmorRequest::Localhost(name), _) => loaded_profile(loaded, name),
     }
+}
+
+/// Whether a container that asks for nothing runs without a profile on a machine that could confine it.
+pub(crate) fn runs_without_default(security: &SecurityRequest, host: &HostFacts) -> bool {
+    let AppArmor::Enabled { loaded } = &host.apparmor else { return false };
+    security.privilege == Privilege::Ordinary
+        && security.apparmor == AppArmorRequest::Unset
+        && !loaded.contains(APPARMOR_DEFAULT_PROFILE)
 }
 
 fn loaded_profile(loaded: &BTreeSet<String>, name: &str) -> Result<Option<String>, SpecError> {

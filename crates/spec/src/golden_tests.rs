@@ -315,7 +315,10 @@ fn apparmor_profiles_must_be_loaded() {
     assert_eq!(with(enabled(), Localhost("mine".into()), Privileged).unwrap(), Some("mine".into()));
     assert!(with(enabled(), Localhost("other".into()), Ordinary).is_err());
     assert_eq!(with(bare(), Unset, Ordinary).unwrap(), None);
-    assert!(with(bare(), RuntimeDefault, Ordinary).is_err());
+    assert!(matches!(with(bare(), RuntimeDefault, Ordinary), Err(SpecError::Unsupported(_))));
+    let mut unconfined = input();
+    unconfined.host.apparmor = bare();
+    assert!(warnings(&unconfined).contains(&Warning::AppArmorDefaultMissing));
     assert_eq!(with(AppArmor::Absent, Unset, Ordinary).unwrap(), None);
     assert!(with(AppArmor::Absent, RuntimeDefault, Ordinary).is_err());
     assert!(with(AppArmor::Absent, Localhost("mine".into()), Ordinary).is_err());

@@ -7,7 +7,9 @@ use std::path::Path;
 
 use crate::capability::CapabilitySet;
 use crate::error::SpecError;
-use crate::input::{AppArmor, CgroupVersion, HostFacts, Selinux, SwapAccounting};
+use crate::input::{
+    AppArmor, AppArmorRequest, CgroupVersion, HostFacts, SecurityRequest, Selinux, SwapAccounting,
+};
 
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// Bit of `CAP_SYS_RESOURCE`, which alone may lower `oom_score_adj`.
@@ -43,6 +45,19 @@ pub fn probe() -> Result<HostFacts, SpecError> {
         oom_score_adj_min: if may_lower { OOM_SCORE_ADJ_LOWEST } else { own },
         cgroup2_options: cgroup2_options(&read("/proc/self/mountinfo")?),
     })
+}
+
+impl HostFacts {
+    /// The facts for one container: as they were probed, with the list of AppArmor profiles read again where the request names
+    /// one, since profiles come and go while the daemon runs.
+    #[must_use]
+    pub fn for_container(&self, security: &SecurityRequest) -> Self {
+        let mut facts = self.clone();
+        if matches!(security.apparmor, AppArmorRequest::Localhost(_)) {
+            facts.apparmor = apparmor();
+        }
+        facts
+    }
 }
 
 fn read(path: &str) -> Result<String, SpecError> {

@@ -532,6 +532,8 @@ pub enum Warning {
     CapabilitiesSkipped(CapabilitySet),
     /// The machine has no controller for these page sizes.
     HugepageSizesSkipped(Vec<String>),
+    /// AppArmor is enabled, but the runtime's default profile is not loaded.
+    AppArmorDefaultMissing,
     /// Raised to the daemon's own floor.
     OomScoreAdjRaised {
         /// As requested.

@@ -8,7 +8,7 @@ use crate::error::SpecError;
 use crate::input::{
     CgroupVersion, ContainerInput, Namespace, Privilege, RootAccess, SecurityRequest, Selinux, Warning,
 };
-use crate::{capability, devices, mounts, process, resources};
+use crate::{capability, confinement, devices, mounts, process, resources};
 
 /// Nothing newer than this is used, so that runtimes of any age take it.
 const OCI_VERSION: &str = "1.0.2";
@@ -51,6 +51,9 @@ pub fn warnings(input: &ContainerInput) -> Vec<Warning> {
     let skipped = capability::skipped(&input.config.security, &input.host);
     if !skipped.is_empty() {
         list.push(Warning::CapabilitiesSkipped(skipped));
+    }
+    if confinement::runs_without_default(&input.config.security, &input.host) {
+        list.push(Warning::AppArmorDefaultMissing);
     }
     let sizes = resources::skipped_hugepages(&input.config.resources, &input.host);
     if !sizes.is_empty() {
