@@ -109,7 +109,11 @@ impl ChainId {
 
 fn text(hash: Sha256) -> String {
     let digits = b"0123456789abcdef";
-    let hex = hash.finalize().into_iter().flat_map(|b| [b >> 4, b & 15]).map(|n| char::from(digits[usize::from(n)]));
+    let hex = hash
+        .finalize()
+        .into_iter()
+        .flat_map(|b| [b >> 4, b & 15])
+        .map(|n| char::from(digits[usize::from(n)]));
     PREFIX.chars().chain(hex).collect()
 }
 
@@ -131,7 +135,10 @@ mod tests {
         let b: DiffId = format!("sha256:{}", "b".repeat(64)).parse().unwrap();
         let chain = ChainId::chain(&[a.clone(), b.clone()]);
         assert_eq!(chain[0].as_str(), a.as_str());
-        assert_eq!(chain[1].as_str(), "sha256:ccd722928bd92476ba1745586fed6e45a102504185ad88cd89e01ff116fd146c");
+        assert_eq!(
+            chain[1].as_str(),
+            "sha256:ccd722928bd92476ba1745586fed6e45a102504185ad88cd89e01ff116fd146c"
+        );
         assert_eq!(chain[1], ChainId::next(Some(&chain[0]), &b));
     }
 

@@ -45,8 +45,10 @@ pub fn copy_up_volume(rootfs: &RootedDir, path: &Path, dest: &Path) -> Result<()
     let source = open_dir(source.as_fd(), c".").map_err(SnapshotError::io("open the image's", path))?;
     let dest = RootedDir::open(dest).map_err(SnapshotError::path("open a volume"))?;
     let dest = open_dir(dest.as_fd(), c".").map_err(SnapshotError::io("open a volume for", path))?;
-    let mut copy = Copy { top: dest.as_fd(), ours: Owner::of_process(), entries: 0, bytes: 0, linked: HashMap::new() };
-    copy.directory(source.as_fd(), dest.as_fd(), &mut Vec::new()).map_err(|e| named(e, path.display().to_string()))
+    let mut copy =
+        Copy { top: dest.as_fd(), ours: Owner::of_process(), entries: 0, bytes: 0, linked: HashMap::new() };
+    copy.directory(source.as_fd(), dest.as_fd(), &mut Vec::new())
+        .map_err(|e| named(e, path.display().to_string()))
 }
 
 struct Copy<'a> {
@@ -72,7 +74,11 @@ impl Copy<'_> {
             }
             self.entries += 1;
             if self.entries > ENTRIES_MAX {
-                return Err(SnapshotError::Limit { limit: "entries", max: ENTRIES_MAX, entry: String::new() });
+                return Err(SnapshotError::Limit {
+                    limit: "entries",
+                    max: ENTRIES_MAX,
+                    entry: String::new(),
+                });
             }
             path.push(name.to_bytes().to_vec());
             self.entry(from, to, name, path)?;
@@ -83,7 +89,13 @@ impl Copy<'_> {
         entry::set_file(to, &attributes, self.ours).map(drop)
     }
 
-    fn entry(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, path: &mut Vec<Vec<u8>>) -> Result<()> {
+    fn entry(
+        &mut self,
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+        name: &CStr,
+        path: &mut Vec<Vec<u8>>,
+    ) -> Result<()> {
         let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("look at"))?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
@@ -98,7 +110,8 @@ impl Copy<'_> {
         if stat.st_nlink > 1 {
             let id = (stat.st_dev, stat.st_ino);
             if let Some(first) = self.linked.get(&id) {
-                return rustix::fs::linkat(self.top, first.as_slice(), to, name, AtFlags::empty()).map_err(failed("link"));
+                return rustix::fs::linkat(self.top, first.as_slice(), to, name, AtFlags::empty())
+                    .map_err(failed("link"));
             }
             drop(self.linked.insert(id, path.join(&b'/')));
         }

@@ -41,7 +41,11 @@ pub(crate) fn create_file(parent: BorrowedFd<'_>, name: &OsStr) -> rustix::io::R
 }
 
 /// Writes the archive's current file. `sparse`: its apparent size, where that may exceed its last byte.
-pub(crate) fn write_file<R: Read>(file: &OwnedFd, archive: &mut Archive<'_, R>, sparse: Option<u64>) -> Result<()> {
+pub(crate) fn write_file<R: Read>(
+    file: &OwnedFd,
+    archive: &mut Archive<'_, R>,
+    sparse: Option<u64>,
+) -> Result<()> {
     while let Some(chunk) = archive.data()? {
         let (mut bytes, mut offset) = (chunk.bytes, chunk.offset);
         while !bytes.is_empty() {
@@ -88,12 +92,18 @@ pub(crate) fn set_node(
 ) -> Result<()> {
     let flags = AtFlags::SYMLINK_NOFOLLOW;
     if !ours.owns(attributes) {
-        rustix::fs::chownat(parent, name, uid(attributes), gid(attributes), flags).map_err(failed("set the owner of"))?;
+        rustix::fs::chownat(parent, name, uid(attributes), gid(attributes), flags)
+            .map_err(failed("set the owner of"))?;
     }
     if kind != Kind::Symlink {
         // There is no chmod that spares links; through the descriptor it can only be the node itself.
-        let found = rustix::fs::openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-            .map_err(failed("look at"))?;
+        let found = rustix::fs::openat(
+            parent,
+            name,
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(failed("look at"))?;
         let shown = format!("/proc/self/fd/{}", found.as_raw_fd());
         rustix::fs::chmodat(CWD, shown, Mode::from_raw_mode(attributes.mode), AtFlags::empty())
             .map_err(failed("set the mode of"))?;

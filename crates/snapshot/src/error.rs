@@ -132,7 +132,9 @@ impl SnapshotError {
             Self::Digest { .. } | Self::Malformed { .. } | Self::Refused { .. } => ErrorKind::Invalid,
             Self::LayerNotFound { .. } => ErrorKind::NotFound,
             Self::Limit { .. } => ErrorKind::Exhausted,
-            Self::Entry { source, .. } | Self::Io { source, .. } | Self::Stream { source, .. } => of_io(source),
+            Self::Entry { source, .. } | Self::Io { source, .. } | Self::Stream { source, .. } => {
+                of_io(source)
+            }
             Self::InUse { .. } | Self::HasChildren { .. } | Self::Mounted { .. } => ErrorKind::WrongState,
             Self::Mount { source, .. } => source.errno().map_or(ErrorKind::Exhausted, |e| of_io(&e)),
             Self::Path { source, .. } => of_path(source),

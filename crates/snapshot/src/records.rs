@@ -108,7 +108,8 @@ impl Records {
             self.dirs.entry(moved(&path)).or_insert(directory);
         }
         for set in [&mut self.whiteouts, &mut self.opaques] {
-            let (there, here): (BTreeSet<_>, _) = std::mem::take(set).into_iter().partition(|path| is_below(path, from));
+            let (there, here): (BTreeSet<_>, _) =
+                std::mem::take(set).into_iter().partition(|path| is_below(path, from));
             *set = here;
             set.extend(there.iter().map(|path| moved(path)));
         }
@@ -152,11 +153,16 @@ pub(crate) fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 fn is_below(path: &[u8], above: &[u8]) -> bool {
-    above.is_empty() && !path.is_empty() || path.strip_prefix(above).is_some_and(|rest| rest.first() == Some(&b'/'))
+    above.is_empty() && !path.is_empty()
+        || path.strip_prefix(above).is_some_and(|rest| rest.first() == Some(&b'/'))
 }
 
 fn keys_below<V>(map: &BTreeMap<Vec<u8>, V>, above: &[u8]) -> Vec<Vec<u8>> {
     let from = [above, b"/"].concat();
     let range = (Bound::Excluded(from.as_slice()), Bound::Unbounded);
-    map.range::<[u8], _>(range).map(|(path, _)| path).take_while(|path| path.starts_with(&from)).cloned().collect()
+    map.range::<[u8], _>(range)
+        .map(|(path, _)| path)
+        .take_while(|path| path.starts_with(&from))
+        .cloned()
+        .collect()
 }

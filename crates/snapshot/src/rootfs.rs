@@ -123,6 +123,8 @@ fn make_upper(upper: &Path, top: &Path) -> Result<()> {
     let stat = rustix::fs::stat(top).map_err(SnapshotError::io("look at", top))?;
     make_dir(upper, 0o700)?;
     let owner = (rustix::fs::Uid::from_raw(stat.st_uid), rustix::fs::Gid::from_raw(stat.st_gid));
-    rustix::fs::chown(upper, Some(owner.0), Some(owner.1)).map_err(SnapshotError::io("set the owner of", upper))?;
-    rustix::fs::chmod(upper, Mode::from_raw_mode(stat.st_mode & 0o7777)).map_err(SnapshotError::io("set the mode of", upper))
+    rustix::fs::chown(upper, Some(owner.0), Some(owner.1))
+        .map_err(SnapshotError::io("set the owner of", upper))?;
+    rustix::fs::chmod(upper, Mode::from_raw_mode(stat.st_mode & 0o7777))
+        .map_err(SnapshotError::io("set the mode of", upper))
 }

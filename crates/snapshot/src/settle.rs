@@ -38,7 +38,12 @@ const DEFAULT_DIRECTORY_MODE: u32 = 0o755;
 const RELOCATIONS_MAX: usize = 4096;
 
 /// `lowers`: contents of the layers below, topmost first, and an empty directory last. `scratch`: an empty directory.
-pub(crate) fn settle(content: &RootedDir, records: Records, lowers: &[PathBuf], scratch: &Path) -> Result<()> {
+pub(crate) fn settle(
+    content: &RootedDir,
+    records: Records,
+    lowers: &[PathBuf],
+    scratch: &Path,
+) -> Result<()> {
     let view = if lowers.len() > 1 { Some(view(lowers, scratch)?) } else { None };
     let mut settler = Settler { content, view, records, ours: Owner::of_process() };
     settler.relocate()?;
@@ -65,11 +70,14 @@ struct Settler<'a> {
 
 impl Settler<'_> {
     fn relocate(&mut self) -> Result<()> {
-        let implied = |(path, dir): (&Vec<u8>, &Directory)| matches!(dir, Directory::Implied).then(|| path.clone());
+        let implied =
+            |(path, dir): (&Vec<u8>, &Directory)| matches!(dir, Directory::Implied).then(|| path.clone());
         let mut todo: VecDeque<Vec<u8>> = self.records.dirs.iter().filter_map(implied).collect();
         let mut relocations = 0;
         while let Some(path) = todo.pop_front() {
-            if !matches!(self.records.dirs.get(&path), Some(Directory::Implied)) || !self.is_link_below(&path)? {
+            if !matches!(self.records.dirs.get(&path), Some(Directory::Implied))
+                || !self.is_link_below(&path)?
+            {
                 continue;
             }
             relocations += 1;
@@ -113,7 +121,10 @@ impl Settler<'_> {
 
     /// Makes a directory of the layer and those above it; `made` takes the new ones, which are implied.
     fn make_dirs(&mut self, path: &[u8], made: &mut Vec<Vec<u8>>) -> Result<OwnedFd> {
-        let walked = self.content.walk(as_path(path), Missing::Create { mode: 0o700 }).map_err(|e| at(path, walking(e)))?;
+        let walked = self
+            .content
+            .walk(as_path(path), Missing::Create { mode: 0o700 })
+            .map_err(|e| at(path, walking(e)))?;
         for new in walked.made {
             let new = new.as_os_str().as_bytes().to_vec();
             self.records.imply(new.clone());
@@ -200,11 +211,18 @@ impl Settler<'_> {
     }
 
     fn inherit(&mut self) -> Result<()> {
-        let implied: Vec<Vec<u8>> =
-            self.records.dirs.iter().filter(|(_, d)| matches!(d, Directory::Implied)).map(|(p, _)| p.clone()).collect();
+        let implied: Vec<Vec<u8>> = self
+            .records
+            .dirs
+            .iter()
+            .filter(|(_, d)| matches!(d, Directory::Implied))
+            .map(|(p, _)| p.clone())
+            .collect();
         for path in implied {
             let found = match self.below(&path)? {
-                Some(stat) if is_dir(&stat) && !self.records.whiteouts.contains(&path) => self.attributes_below(&path)?,
+                Some(stat) if is_dir(&stat) && !self.records.whiteouts.contains(&path) => {
+                    self.attributes_below(&path)?
+                }
                 _ => None,
             };
             let attributes = found.unwrap_or_else(|| {
@@ -249,7 +267,8 @@ impl Settler<'_> {
 
     fn make_whiteout(&self, path: &[u8]) -> Result<()> {
         // The directory may have been replaced later in the archive; then nothing of it shows anyway.
-        let Ok(dir) = self.content.open_dir(as_path(parent(path).unwrap_or_default()), Resolve::Strict) else {
+        let Ok(dir) = self.content.open_dir(as_path(parent(path).unwrap_or_default()), Resolve::Strict)
+        else {
             return Ok(());
         };
         let made = rustix::fs::mknodat(&dir, as_os(name(path)), FileType::CharacterDevice, Mode::empty(), 0);
@@ -258,7 +277,8 @@ impl Settler<'_> {
 
     fn make_opaque(&self, path: &[u8]) -> Result<()> {
         let dir = self.open(path)?;
-        rustix::fs::fsetxattr(&dir, OPAQUE.0, OPAQUE.1, XattrFlags::empty()).map_err(failed("make opaque", path))
+        rustix::fs::fsetxattr(&dir, OPAQUE.0, OPAQUE.1, XattrFlags::empty())
+            .map_err(failed("make opaque", path))
     }
 
     fn finish(&self) -> Result<()> {
@@ -287,7 +307,9 @@ impl Settler<'_> {
 
     fn below_with(&self, path: &[u8], opaques: &BTreeSet<Vec<u8>>) -> Result<Option<Stat>> {
         let Some(view) = &self.view else { return Ok(None) };
-        if crate::records::ancestors(path).any(|above| self.records.whiteouts.contains(above) || opaques.contains(above)) {
+        if crate::records::ancestors(path)
+            .any(|above| self.records.whiteouts.contains(above) || opaques.contains(above))
+        {
             return Ok(None);
         }
         view.symlink_metadata(as_path(path), Resolve::Strict).map_err(|e| at(path, walking(e)))

@@ -111,7 +111,9 @@ impl LayerStore {
         let layers = root.join("layers");
         make_dir(root, 0o711)?;
         make_dir(&layers, 0o711)?;
-        for (dir, mode) in [(STAGING, 0o700), (REMOVED, 0o700), (EMPTY[0], 0o711), (EMPTY[1], 0o755), (EMPTY[2], 0o755)] {
+        for (dir, mode) in
+            [(STAGING, 0o700), (REMOVED, 0o700), (EMPTY[0], 0o711), (EMPTY[1], 0o755), (EMPTY[2], 0o755)]
+        {
             make_dir(&layers.join(dir), mode)?;
         }
         let lock = lock(&layers)?;
@@ -215,7 +217,8 @@ impl LayerStore {
     /// # Errors
     /// As [`Self::commit`].
     pub fn commit_all(&self, staged: Vec<StagedLayer>, parent: Option<&ChainId>) -> Result<Vec<ChainId>> {
-        let mut below: Vec<PathBuf> = self.below(parent)?.iter().map(|chain| self.layer_path(chain)).collect();
+        let mut below: Vec<PathBuf> =
+            self.below(parent)?.iter().map(|chain| self.layer_path(chain)).collect();
         let mut parent = parent.cloned();
         let mut settled = Vec::with_capacity(staged.len());
         for layer in staged {
@@ -231,7 +234,8 @@ impl LayerStore {
             parent = Some(chain);
         }
         if settled.iter().any(|(_, staging)| staging.is_some()) {
-            let dir = File::open(&self.inner.layers).map_err(SnapshotError::std_io("open", &self.inner.layers))?;
+            let dir =
+                File::open(&self.inner.layers).map_err(SnapshotError::std_io("open", &self.inner.layers))?;
             rustix::fs::syncfs(&dir).map_err(SnapshotError::io("sync", &self.inner.layers))?;
         }
         let mut chains = Vec::with_capacity(settled.len());
@@ -363,7 +367,8 @@ impl Inner {
         {
             return Err(SnapshotError::LayerNotFound { chain: parent.clone() });
         }
-        rustix::fs::chmod(staged, Mode::from_raw_mode(0o711)).map_err(SnapshotError::io("set the mode of", staged))?;
+        rustix::fs::chmod(staged, Mode::from_raw_mode(0o711))
+            .map_err(SnapshotError::io("set the mode of", staged))?;
         // Whatever is there has no valid record.
         self.move_to_removed(&home)?;
         rustix::fs::rename(staged, &home).map_err(SnapshotError::io("publish", &home))?;
@@ -398,21 +403,24 @@ fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
 /// Makes a directory of the store's own, with this mode whatever the umask; being there is success.
 pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<()> {
     match rustix::fs::mkdir(path, Mode::from_raw_mode(mode)) {
-        Ok(()) => rustix::fs::chmod(path, Mode::from_raw_mode(mode)).map_err(SnapshotError::io("set the mode of", path)),
+        Ok(()) => rustix::fs::chmod(path, Mode::from_raw_mode(mode))
+            .map_err(SnapshotError::io("set the mode of", path)),
         Err(Errno::EXIST) => Ok(()),
         Err(source) => Err(SnapshotError::io("create", path)(source)),
     }
 }
 
 fn random_name(near: &Path) -> Result<String> {
-    let number = getrandom::u64().map_err(|_no_entropy| SnapshotError::io("name a directory in", near)(Errno::IO))?;
+    let number =
+        getrandom::u64().map_err(|_no_entropy| SnapshotError::io("name a directory in", near)(Errno::IO))?;
     Ok(format!("{number:016x}"))
 }
 
 fn lock(layers: &Path) -> Result<File> {
     let path = layers.join(LOCK);
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let fd = rustix::fs::openat(CWD, &path, flags, Mode::from_raw_mode(0o600)).map_err(SnapshotError::io("open", &path))?;
+    let fd = rustix::fs::openat(CWD, &path, flags, Mode::from_raw_mode(0o600))
+        .map_err(SnapshotError::io("open", &path))?;
     match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(fd.into()),
         Err(Errno::WOULDBLOCK) => Err(SnapshotError::InUse { path: layers.to_owned() }),
@@ -425,7 +433,8 @@ fn sync_dir(path: &Path) -> Result<()> {
 }
 
 fn write_record(path: &Path, record: &Record) -> Result<()> {
-    let text = serde_json::to_vec(record).map_err(|source| SnapshotError::Record { path: path.to_owned(), source })?;
+    let text = serde_json::to_vec(record)
+        .map_err(|source| SnapshotError::Record { path: path.to_owned(), source })?;
     let mut file = File::create_new(path).map_err(SnapshotError::std_io("create", path))?;
     file.write_all(&text).and_then(|()| file.sync_all()).map_err(SnapshotError::std_io("write", path))
 }
@@ -435,7 +444,9 @@ fn read_record(home: &Path) -> Result<Record> {
     let dir = RootedDir::open(home).map_err(SnapshotError::path("open a layer"))?;
     // The content directory must be there, too.
     dir.open_dir(Path::new(CONTENT), Resolve::Strict).map_err(SnapshotError::path("open a layer"))?;
-    let text = dir.read_file(Path::new(RECORD), RECORD_BYTES_MAX).map_err(SnapshotError::path("read a layer's record"))?;
+    let text = dir
+        .read_file(Path::new(RECORD), RECORD_BYTES_MAX)
+        .map_err(SnapshotError::path("read a layer's record"))?;
     serde_json::from_slice(&text).map_err(|source| SnapshotError::Record { path, source })
 }
 

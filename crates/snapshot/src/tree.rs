@@ -31,7 +31,9 @@ const WALK_LINKED_MAX: usize = 1 << 20;
 /// Removes `path` and all below it. Already gone is success; the first failure is told after everything else is removed.
 pub(crate) fn remove(path: &Path) -> Result<()> {
     let failed = |source| SnapshotError::io("remove", path)(source);
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(failed(Errno::INVAL)) };
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(failed(Errno::INVAL));
+    };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match rustix::fs::openat(CWD, parent, flags, Mode::empty()) {
         Ok(parent) => remove_at(parent.as_fd(), name).map_err(failed),
@@ -156,11 +158,15 @@ fn level(fd: OwnedFd, name: Option<CString>) -> rustix::io::Result<Level> {
 /// Opens a directory by names below `parent`, not through links, not into another mount.
 fn open_dir(parent: BorrowedFd<'_>, path: &[u8]) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOATIME;
-    let resolve =
-        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    let resolve = ResolveFlags::BENEATH
+        | ResolveFlags::NO_SYMLINKS
+        | ResolveFlags::NO_MAGICLINKS
+        | ResolveFlags::NO_XDEV;
     match rustix::fs::openat2(parent, path, flags, Mode::empty(), resolve) {
         // O_NOATIME is for the owner alone.
-        Err(Errno::PERM) => rustix::fs::openat2(parent, path, flags - OFlags::NOATIME, Mode::empty(), resolve),
+        Err(Errno::PERM) => {
+            rustix::fs::openat2(parent, path, flags - OFlags::NOATIME, Mode::empty(), resolve)
+        }
         other => other,
     }
 }

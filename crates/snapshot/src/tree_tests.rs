@@ -83,5 +83,11 @@ fn swapped_links_lead_nowhere() {
         }
         done.store(true, std::sync::atomic::Ordering::Relaxed);
     });
-    assert_eq!(std::fs::read_dir(&outside).unwrap().filter(|e| e.as_ref().unwrap().file_type().unwrap().is_file()).count(), 50);
+    assert_eq!(
+        std::fs::read_dir(&outside)
+            .unwrap()
+            .filter(|e| e.as_ref().unwrap().file_type().unwrap().is_file())
+            .count(),
+        50
+    );
 }

@@ -37,8 +37,14 @@ const UNSETTLED_MODE: u32 = 0o700;
 
 pub(crate) fn unpack(tar: impl Read, content: &RootedDir, limits: &Limits) -> Result<(DiffId, Records)> {
     let mut archive = Archive::new(tar, limits);
-    let mut unpacker =
-        Unpacker { content, limits, records: Records::default(), entries: 0, place: None, ours: Owner::of_process() };
+    let mut unpacker = Unpacker {
+        content,
+        limits,
+        records: Records::default(),
+        entries: 0,
+        place: None,
+        ours: Owner::of_process(),
+    };
     unpacker.records.imply(Vec::new());
     while let Some(entry) = archive.next()? {
         let name = String::from_utf8_lossy(&entry.path).into_owned();
@@ -50,11 +56,15 @@ pub(crate) fn unpack(tar: impl Read, content: &RootedDir, limits: &Limits) -> Re
 /// Puts the entry's name into an error that arose where it was not known.
 pub(crate) fn named(error: SnapshotError, name: String) -> SnapshotError {
     match error {
-        SnapshotError::Limit { limit, max, entry } if entry.is_empty() => SnapshotError::Limit { limit, max, entry: name },
+        SnapshotError::Limit { limit, max, entry } if entry.is_empty() => {
+            SnapshotError::Limit { limit, max, entry: name }
+        }
         SnapshotError::Entry { operation, source, entry } if entry.is_empty() => {
             SnapshotError::Entry { operation, source, entry: name }
         }
-        SnapshotError::Refused { reason, entry } if entry.is_empty() => SnapshotError::Refused { reason, entry: name },
+        SnapshotError::Refused { reason, entry } if entry.is_empty() => {
+            SnapshotError::Refused { reason, entry: name }
+        }
         other => other,
     }
 }
@@ -185,7 +195,8 @@ impl Unpacker<'_> {
         match rustix::fs::mkdirat(self.here(), name, rustix::fs::Mode::from_raw_mode(UNSETTLED_MODE)) {
             Ok(()) => Ok(true),
             Err(Errno::EXIST) => {
-                let stat = rustix::fs::statat(self.here(), name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("look at"))?;
+                let stat = rustix::fs::statat(self.here(), name, AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(failed("look at"))?;
                 Ok(rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory)
             }
             Err(source) => Err(failed("create")(source)),
@@ -263,9 +274,7 @@ impl Unpacker<'_> {
         let path = Path::new(OsStr::from_bytes(dir));
         let walked = match self.content.open_dir(path, Resolve::Strict) {
             Ok(found) => Walked { fd: found.into(), real: path.to_owned(), made: Vec::new() },
-            Err(_) => {
-                self.content.walk(path, Missing::Create { mode: UNSETTLED_MODE }).map_err(walking)?
-            }
+            Err(_) => self.content.walk(path, Missing::Create { mode: UNSETTLED_MODE }).map_err(walking)?,
         };
         self.count(walked.made.len() as u64)?;
         for made in &walked.made {
@@ -301,7 +310,9 @@ impl Unpacker<'_> {
         let Entry { mode, uid, gid, mtime, xattrs, .. } = entry;
         // The highest number means "leave it" to the kernel.
         let id = |id: u64| u32::try_from(id).ok().filter(|&id| id != u32::MAX);
-        let (Some(uid), Some(gid)) = (id(uid), id(gid)) else { return Err(refused("its owner is out of range")) };
+        let (Some(uid), Some(gid)) = (id(uid), id(gid)) else {
+            return Err(refused("its owner is out of range"));
+        };
         let given = xattrs.len();
         let xattrs: Vec<_> = xattrs.into_iter().filter(|(name, _)| entry::keeps_xattr(name)).collect();
         self.records.xattrs_dropped += (given - xattrs.len()) as u64;
@@ -316,7 +327,8 @@ impl Unpacker<'_> {
         if path.is_empty() {
             return Err(refused("its name is empty"));
         }
-        let parts: Vec<&[u8]> = path.split(|&b| b == b'/').filter(|part| !matches!(*part, b"" | b".")).collect();
+        let parts: Vec<&[u8]> =
+            path.split(|&b| b == b'/').filter(|part| !matches!(*part, b"" | b".")).collect();
         if parts.contains(&b"..".as_slice()) {
             return Err(refused("its name leads upwards"));
         }

@@ -10,6 +10,9 @@ pub struct Usage {
 impl std::ops::Add for Usage {
     type Output = Self;
     fn add(self, other: Self) -> Self {
-        Self { bytes: self.bytes.saturating_add(other.bytes), inodes: self.inodes.saturating_add(other.inodes) }
+        Self {
+            bytes: self.bytes.saturating_add(other.bytes),
+            inodes: self.inodes.saturating_add(other.inodes),
+        }
     }
 }

@@ -64,7 +64,12 @@ fn refusals() -> Vec<Refusal> {
         ("link to a whiteout", tar([hard_link("a", ".wh.b")]), Invalid, "cannot have one"),
         ("symlink to nothing", tar([symlink("s", "")]), Invalid, "without a target"),
         ("below a file", tar([file("f", ""), file("f/x", "")]), Invalid, "not a directory"),
-        ("symlink loop", tar([symlink("a", "b"), symlink("b", "a"), file("a/x", "")]), Invalid, "too many links"),
+        (
+            "symlink loop",
+            tar([symlink("a", "b"), symlink("b", "a"), file("a/x", "")]),
+            Invalid,
+            "too many links",
+        ),
         ("whiteout of dot dot", tar([file("a/.wh...", "")]), Invalid, "whiteout of nothing"),
         ("whiteout of dot", tar([file(".wh..", "")]), Invalid, "whiteout of nothing"),
         ("whiteout of nothing", tar([file(".wh.", "")]), Invalid, "whiteout of nothing"),
@@ -79,7 +84,12 @@ fn refusals() -> Vec<Refusal> {
         ("long path", tar([file(&long, "")]), Exhausted, "path_bytes_max"),
         ("long target", tar([symlink("s", &long)]), Exhausted, "path_bytes_max"),
         ("long name", tar([file(&"n".repeat(300), "")]), ErrorKind::Internal, "nnnn"),
-        ("big xattr", tar([file("f", "").pax("SCHILY.xattr.user.a", vec![b'x'; 200_000])]), Exhausted, "xattr_bytes_max"),
+        (
+            "big xattr",
+            tar([file("f", "").pax("SCHILY.xattr.user.a", vec![b'x'; 200_000])]),
+            Exhausted,
+            "xattr_bytes_max",
+        ),
         ("xattr without a name", tar([file("f", "").pax("SCHILY.xattr.", "x")]), Invalid, "no valid name"),
         ("bad PAX number", tar([file("f", "").pax("uid", "-1")]), Invalid, "not decimal"),
         ("bad PAX time", tar([file("f", "").pax("mtime", "1.x")]), Invalid, "time"),
@@ -121,7 +131,9 @@ fn links_never_lead_outside() {
         let before = print(&canary);
         // Far more steps upwards than there are directories.
         let up = format!("{}{}", "../".repeat(40), outside.trim_start_matches('/'));
-        for (n, target) in [outside, &up, "/proc/self/root", "/proc/self/cwd/../../..", "..", "/"].into_iter().enumerate() {
+        for (n, target) in
+            [outside, &up, "/proc/self/root", "/proc/self/cwd/../../..", "..", "/"].into_iter().enumerate()
+        {
             let below = tar([symlink("out", target), symlink("etc", &format!("out/{n}"))]);
             let above = [
                 file("out/file", "changed").mode(0o4777).owner(5, 5),
@@ -153,9 +165,15 @@ fn links_never_lead_outside() {
 fn absolute_names_mean_the_image() {
     in_private_mounts("absolute_names_mean_the_image", |home| {
         let store = LayerStore::open(home).unwrap();
-        let chain = commit_all(&store, &[tar([file("/etc/f", "x"), file("//./etc//g", "y"), hard_link("/l", "/etc/f")])]);
+        let chain = commit_all(
+            &store,
+            &[tar([file("/etc/f", "x"), file("//./etc//g", "y"), hard_link("/l", "/etc/f")])],
+        );
         let found = listing(&store, &chain, &home.join("view"));
-        assert_eq!((found["etc/f"].as_str(), found["etc/g"].as_str(), found["l"].as_str()), ("file 644 x", "file 644 y", "file 644 x"));
+        assert_eq!(
+            (found["etc/f"].as_str(), found["etc/g"].as_str(), found["l"].as_str()),
+            ("file 644 x", "file 644 y", "file 644 x")
+        );
     });
 }
 
@@ -166,7 +184,10 @@ fn device_nodes_are_made_or_refused_as_told() {
         let tar = tar([device("sda", b'4', 8, 0).mode(0o660)]);
         let refuse = Limits { device_nodes: DeviceNodes::Refuse, ..Limits::default() };
         let error = store.unpack(&tar[..], &refuse).unwrap_err();
-        assert!(error.to_string().contains("\"sda\"") && error.to_string().contains("device node"), "{error}");
+        assert!(
+            error.to_string().contains("\"sda\"") && error.to_string().contains("device node"),
+            "{error}"
+        );
         let chain = commit_all(&store, &[tar]);
         assert_eq!(listing(&store, &chain, &home.join("view"))["sda"], "device 660 800");
     });
@@ -186,18 +207,31 @@ fn bombs_stop_at_their_limit() {
         };
         let ratio = Limits { compressed_bytes: Some(1000), ..Limits::default() };
         let many = || io::repeat(0).take(0).chain(Repeat::of(&one(file("f", ""))));
-        let wide = (0..500).map(|n| one(dir(&format!("{}{n}/", "d/".repeat(60)), 0o755))).collect::<Vec<_>>().concat();
+        let wide = (0..500)
+            .map(|n| one(dir(&format!("{}{n}/", "d/".repeat(60)), 0o755)))
+            .collect::<Vec<_>>()
+            .concat();
         let whiteouts = (0..900).map(|n| one(file(&format!(".wh.{n}"), ""))).collect::<Vec<_>>().concat();
         let map = format!("{}1,0", "1,0,".repeat(2000));
         let cases: Vec<(&str, Box<dyn Read>, &Limits, &str)> = vec![
             ("entries", Box::new(many()), &small, "entries_max"),
             ("extensions", Box::new(Repeat::of(&one(item(b'x', "pax")))), &small, "extension headers"),
-            ("one big file", Box::new(&*leak(one(Item { size: Some(33 << 20), ..file("f", "") }))), &small, "file_bytes_max"),
+            (
+                "one big file",
+                Box::new(&*leak(one(Item { size: Some(33 << 20), ..file("f", "") }))),
+                &small,
+                "file_bytes_max",
+            ),
             ("zeros after the end", Box::new(io::repeat(0)), &small, "stream_bytes_max"),
             ("ratio", Box::new(io::repeat(0)), &ratio, "stream_bytes_max of 268435456"),
             ("implied directories", Box::new(io::Cursor::new(wide)), &small, "remembered_bytes_max"),
             ("whiteouts", Box::new(io::Cursor::new(whiteouts)), &small, "remembered_bytes_max"),
-            ("sparse pieces", Box::new(io::Cursor::new(tar([sparse(9, &map, "")]))), &small, "sparse_pieces_max"),
+            (
+                "sparse pieces",
+                Box::new(io::Cursor::new(tar([sparse(9, &map, "")]))),
+                &small,
+                "sparse_pieces_max",
+            ),
             ("long name of 1 GiB", Box::new(long_name(1 << 30)), &small, "extension_bytes_max"),
             ("sparse map in data", Box::new(endless_map()), &small, "sparse_pieces_max"),
         ];
@@ -226,7 +260,10 @@ fn long_name(size: u64) -> impl Read {
 
 /// A sparse file of form 1.0 whose map claims very many pieces.
 fn endless_map() -> impl Read {
-    let pax = file("f", "").pax("GNU.sparse.major", "1").pax("GNU.sparse.minor", "0").pax("GNU.sparse.realsize", "9");
+    let pax = file("f", "")
+        .pax("GNU.sparse.major", "1")
+        .pax("GNU.sparse.minor", "0")
+        .pax("GNU.sparse.realsize", "9");
     io::Cursor::new(one(Item { size: Some(30 << 20), ..pax }))
         .chain(io::Cursor::new(b"99999999999\n".to_vec()))
         .chain(Repeat::of(b"0\n"))
@@ -269,7 +306,9 @@ fn a_stream_that_breaks_off_anywhere_leaves_nothing() {
             }
         }
         let error = store.unpack(whole[..2000].chain(Cancelled), &Limits::default()).unwrap_err();
-        assert!(matches!(&error, SnapshotError::Stream { offset: 2000, source } if source.to_string().contains("cancelled")));
+        assert!(
+            matches!(&error, SnapshotError::Stream { offset: 2000, source } if source.to_string().contains("cancelled"))
+        );
         assert_nothing_stays(&store, "cancelled");
     });
 }
@@ -332,7 +371,8 @@ fn a_full_disk_is_exhaustion_and_leaves_nothing() {
     in_private_mounts("a_full_disk_is_exhaustion_and_leaves_nothing", |home| {
         let disk = home.join("disk");
         std::fs::create_dir(&disk).unwrap();
-        crisp_sys::mount::tmpfs(&disk, &crisp_sys::mount::Tmpfs { bytes_max: Some(1 << 20), mode: 0o755 }).unwrap();
+        crisp_sys::mount::tmpfs(&disk, &crisp_sys::mount::Tmpfs { bytes_max: Some(1 << 20), mode: 0o755 })
+            .unwrap();
         let store = LayerStore::open(&disk).unwrap();
         let error = store.unpack(&tar([file("f", vec![1; 3 << 20])])[..], &Limits::default()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Exhausted, "{}", full(&error));

@@ -71,7 +71,8 @@ fn one_layer_keeps_kinds_modes_owners_and_times() {
 #[test]
 fn whiteouts_hide_what_is_below_and_nothing_of_their_own_layer() {
     in_private_mounts("whiteouts_hide_what_is_below_and_nothing_of_their_own_layer", |home| {
-        let below = vec![file("a/1", "1"), file("a/2", "2"), file("b/1", "1"), file("c/d/1", "1"), file("e", "e")];
+        let below =
+            vec![file("a/1", "1"), file("a/2", "2"), file("b/1", "1"), file("c/d/1", "1"), file("e", "e")];
         let above = vec![
             file("a/.wh.1", ""),
             file("b/2", "2"),
@@ -107,7 +108,8 @@ fn whiteouts_hide_what_is_below_and_nothing_of_their_own_layer() {
 fn things_replace_each_other_whatever_their_kind() {
     in_private_mounts("things_replace_each_other_whatever_their_kind", |home| {
         let below = vec![file("f", "f"), file("d/x", "x"), symlink("s", "d"), file("t/x", "x")];
-        let above = vec![dir("f/", 0o700), file("f/y", "y"), file("d", "d"), dir("s/", 0o755), symlink("t", "f")];
+        let above =
+            vec![dir("f/", 0o700), file("f/y", "y"), file("d", "d"), dir("s/", 0o755), symlink("t", "f")];
         let twice = vec![
             file("q/1", "1"),
             file("q", "now a file"),
@@ -143,15 +145,25 @@ fn directories_that_are_only_mentioned_stay_as_they_are_below() {
             dir("home/", 0o711).owner(5, 6).pax("SCHILY.xattr.user.note", "kept"),
             dir("gone/", 0o700),
         ];
-        let above = vec![file("tmp/f", ""), file("home/f", ""), file(".wh.gone", ""), file("gone/f", ""), file("new/f", "")];
+        let above = vec![
+            file("tmp/f", ""),
+            file("home/f", ""),
+            file(".wh.gone", ""),
+            file("gone/f", ""),
+            file("new/f", ""),
+        ];
         let store = LayerStore::open(home).unwrap();
         let chain = commit_all(&store, &[tar(below), tar(above)]);
         let at = home.join("view");
         let _mounted = Rootfs::mount_read_only(&store, &chain, &at).unwrap();
         let found = tree(&at);
-        for (path, expected) in
-            [("", "dir 750"), ("tmp", "dir 1777"), ("home", "dir 711"), ("gone", "dir 755"), ("new", "dir 755")]
-        {
+        for (path, expected) in [
+            ("", "dir 750"),
+            ("tmp", "dir 1777"),
+            ("home", "dir 711"),
+            ("gone", "dir 755"),
+            ("new", "dir 755"),
+        ] {
             assert_eq!(found[path], expected, "{path:?}");
         }
         let stat = std::fs::metadata(at.join("home")).unwrap();
@@ -166,7 +178,12 @@ fn directories_that_are_only_mentioned_stay_as_they_are_below() {
 #[test]
 fn paths_lead_through_links_inside_the_image() {
     in_private_mounts("paths_lead_through_links_inside_the_image", |home| {
-        let below = vec![dir("usr/lib/", 0o711), symlink("lib", "usr/lib"), symlink("abs", "/usr/lib"), symlink("up", "../../usr")];
+        let below = vec![
+            dir("usr/lib/", 0o711),
+            symlink("lib", "usr/lib"),
+            symlink("abs", "/usr/lib"),
+            symlink("up", "../../usr"),
+        ];
         let above = vec![
             file("lib/a", "a"),
             file("abs/deep/b", "b"),
@@ -215,7 +232,8 @@ fn whiteouts_follow_links_of_the_layers_below() {
 #[test]
 fn hard_links_reach_files_of_the_layers_below() {
     in_private_mounts("hard_links_reach_files_of_the_layers_below", |home| {
-        let below = vec![dir("bin/", 0o711), file("bin/f", "content").mode(0o4711).owner(3, 4), symlink("b", "bin")];
+        let below =
+            vec![dir("bin/", 0o711), file("bin/f", "content").mode(0o4711).owner(3, 4), symlink("b", "bin")];
         let above = vec![hard_link("g", "bin/f"), hard_link("h", "/b/f"), hard_link("i", "h")];
         let store = LayerStore::open(home).unwrap();
         let chain = commit_all(&store, &[tar(below), tar(above)]);
@@ -252,7 +270,8 @@ fn file_capabilities_and_user_attributes_stay_all_others_go() {
         let ping = store.layer_path(&top).join("ping");
         let mut names = [0; 256];
         let len = rustix::fs::listxattr(&ping, &mut names[..]).unwrap();
-        let mut names: Vec<_> = names[..len].split(|&b| b == 0).filter(|n| !n.is_empty()).map(String::from_utf8_lossy).collect();
+        let mut names: Vec<_> =
+            names[..len].split(|&b| b == 0).filter(|n| !n.is_empty()).map(String::from_utf8_lossy).collect();
         names.sort_unstable();
         assert_eq!(names, ["security.capability", "user.a"]);
         let found = listing(&store, &[bottom, top], &home.join("view"));
@@ -272,7 +291,10 @@ fn a_container_writes_to_its_own_layer() {
         std::fs::write(target.join("f"), "changed").unwrap();
         std::fs::remove_file(target.join("g")).unwrap();
         std::fs::write(target.join("big"), vec![1; 100_000]).unwrap();
-        assert_eq!(Rootfs::prepare(&store, &writable, &chain, &target).unwrap_err().kind(), ErrorKind::WrongState);
+        assert_eq!(
+            Rootfs::prepare(&store, &writable, &chain, &target).unwrap_err().kind(),
+            ErrorKind::WrongState
+        );
         let usage = Rootfs::writable_usage(&writable).unwrap();
         assert_eq!((usage.inodes, usage.bytes >= 100_000), (4, true), "{usage:?}");
         assert_eq!(rootfs.open().unwrap().read_file(Path::new("/f"), 10).unwrap(), b"changed");
@@ -313,7 +335,10 @@ fn a_hundred_and_twenty_layers_stack() {
         let staged = tars.iter().map(|tar| store.unpack(&tar[..], &Limits::default()).unwrap()).collect();
         let chain = store.commit_all(staged, None).unwrap();
         let found = listing(&store, &chain, &home.join("view"));
-        assert_eq!((found.len(), found["f0"].as_str(), found["f119"].as_str()), (121, "file 644 0", "file 644 119"));
+        assert_eq!(
+            (found.len(), found["f0"].as_str(), found["f119"].as_str()),
+            (121, "file 644 0", "file 644 119")
+        );
         let target = home.join("rootfs");
         let _mounted = Rootfs::prepare(&store, &home.join("c"), &chain, &target).unwrap();
         assert_eq!(tree(&target).len(), 121);
@@ -392,6 +417,9 @@ fn a_volume_takes_the_content_of_the_image() {
         copy_up_volume(&rooted, Path::new("/not/there"), &dest).unwrap();
         // Outside of the image there is nothing.
         copy_up_volume(&rooted, Path::new("/up"), &dest).unwrap();
-        assert_eq!(copy_up_volume(&rooted, Path::new("/real/g"), &dest).unwrap_err().kind(), ErrorKind::Invalid);
+        assert_eq!(
+            copy_up_volume(&rooted, Path::new("/real/g"), &dest).unwrap_err().kind(),
+            ErrorKind::Invalid
+        );
     });
 }

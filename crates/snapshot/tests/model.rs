@@ -7,7 +7,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use crisp_snapshot::{LayerStore, SnapshotError};
+use crisp_snapshot::{LayerStore, Limits, SnapshotError};
 use private::{commit, full, in_private_mounts, listing};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -42,7 +42,10 @@ struct Layer {
 type Tree = BTreeMap<String, Node>;
 
 fn above(path: &str) -> impl Iterator<Item = &str> {
-    std::iter::successors(Some(path), |p| if p.is_empty() { None } else { Some(p.rsplit_once('/').map_or("", |x| x.0)) }).skip(1)
+    std::iter::successors(Some(path), |p| {
+        if p.is_empty() { None } else { Some(p.rsplit_once('/').map_or("", |x| x.0)) }
+    })
+    .skip(1)
 }
 
 fn is_dir(node: Option<&Node>) -> bool {
@@ -171,7 +174,8 @@ fn merge(lower: &Tree, mut layer: Layer) -> Option<Tree> {
             || above(path).any(|up| layer.whiteouts.contains(up) || layer.opaques.contains(up))
             || above(path).any(|up| layer.nodes.contains_key(up) && !is_dir(layer.nodes.get(up)))
     };
-    let mut tree: Tree = lower.iter().filter(|(path, _)| !hides(path)).map(|(p, n)| (p.clone(), n.clone())).collect();
+    let mut tree: Tree =
+        lower.iter().filter(|(path, _)| !hides(path)).map(|(p, n)| (p.clone(), n.clone())).collect();
     for (path, node) in &layer.nodes {
         let stays = *node == Node::Implied && is_dir(tree.get(path));
         if !stays {
@@ -180,7 +184,8 @@ fn merge(lower: &Tree, mut layer: Layer) -> Option<Tree> {
         }
     }
     // What lies below something that is no directory any more.
-    let leaves: Vec<String> = tree.iter().filter(|(_, n)| !is_dir(Some(n))).map(|(p, _)| format!("{p}/")).collect();
+    let leaves: Vec<String> =
+        tree.iter().filter(|(_, n)| !is_dir(Some(n))).map(|(p, _)| format!("{p}/")).collect();
     tree.retain(|path, _| !leaves.iter().any(|leaf| path.starts_with(leaf)));
     Some(tree)
 }
@@ -248,12 +253,27 @@ fn check(home: &Path, layers: &[Vec<Op>]) -> Result<bool, TestCaseError> {
     }
     match (expected(layers), refused) {
         (Err(expected), Some(found)) => prop_assert_eq!(expected, found),
-        (Ok(tree), None) => prop_assert_eq!(shown(&tree), listing(&store, &chain, &home.join("view"))),
-        (model, found) => return Err(TestCaseError::fail(format!("model {model:?}, store refused {found:?}"))),
+        (Ok(tree), None) => {
+            prop_assert_eq!(shown(&tree), listing(&store, &chain, &home.join("view")));
+            prop_assert_eq!(shown(&tree), at_once(&home, layers)?, "committed at once");
+        }
+        (model, found) => {
+            return Err(TestCaseError::fail(format!("model {model:?}, store refused {found:?}")));
+        }
     }
     drop(store);
     std::fs::remove_dir_all(&home).map_err(|e| TestCaseError::fail(e.to_string()))?;
     Ok(refused.is_none())
+}
+
+/// The same in another store: unpacked first, then committed together.
+fn at_once(home: &Path, layers: &[Vec<Op>]) -> Result<BTreeMap<String, String>, TestCaseError> {
+    let failed = |e: SnapshotError| TestCaseError::fail(full(&e));
+    let store = LayerStore::open(&home.join("other")).map_err(failed)?;
+    let unpack = |ops: &Vec<Op>| store.unpack(&archive(ops)[..], &Limits::default());
+    let staged: Result<Vec<_>, _> = layers.iter().map(unpack).collect();
+    let chain = store.commit_all(staged.map_err(failed)?, None).map_err(failed)?;
+    Ok(listing(&store, &chain, &home.join("view")))
 }
 
 fn getrandom_name() -> u64 {

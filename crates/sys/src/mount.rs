@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-    UnmountFlags,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags,
 };
 
 /// Most lower directories that the kernel stacks (`OVL_MAX_STACK`, `fs/overlayfs/params.h`).
@@ -77,7 +77,9 @@ impl MountError {
 
     fn raw(&self) -> Option<Errno> {
         match self {
-            Self::Configure { source, .. } | Self::Path { source, .. } | Self::Descriptor { source, .. } => Some(*source),
+            Self::Configure { source, .. } | Self::Path { source, .. } | Self::Descriptor { source, .. } => {
+                Some(*source)
+            }
             Self::TooManyLowers { .. } => None,
         }
     }
@@ -200,16 +202,19 @@ pub fn bind(source: &Path, target: &Path, reach: Reach) -> Result<()> {
 /// # Errors
 /// [`MountError`] with the step.
 pub fn tmpfs(target: &Path, options: &Tmpfs) -> Result<()> {
-    let configure = |step| move |source| MountError::Configure { fs: "tmpfs", step, target: target.to_owned(), source };
+    let configure =
+        |step| move |source| MountError::Configure { fs: "tmpfs", step, target: target.to_owned(), source };
     let fs = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(configure("fsopen"))?;
     if let Some(bytes) = options.bytes_max {
         set_string(fs.as_fd(), "size", bytes.to_string()).map_err(configure("option size"))?;
     }
     set_string(fs.as_fd(), "mode", format!("{:o}", options.mode)).map_err(configure("option mode"))?;
     rustix::mount::fsconfig_create(&fs).map_err(configure("creation"))?;
-    let attributes =
-        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let mount = rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(configure("fsmount"))?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let mount = rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .map_err(configure("fsmount"))?;
     attach(mount.as_fd(), target)
 }
 
@@ -274,7 +279,8 @@ pub fn is_mountpoint(target: &Path) -> Result<bool> {
 
 fn overlay_new_api(overlay: &Overlay<'_>, target: &Path) -> Result<OwnedFd> {
     check_count(overlay)?;
-    let configure = |step| move |source| MountError::Configure { fs: "overlay", step, target: target.to_owned(), source };
+    let configure =
+        |step| move |source| MountError::Configure { fs: "overlay", step, target: target.to_owned(), source };
     let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(configure("fsopen"))?;
     // Opened descriptors must live until the file system exists, since the kernel walks the names below /proc/self/fd.
     let mut open = Vec::new();
@@ -322,7 +328,8 @@ fn overlay_mount2(overlay: &Overlay<'_>, target: &Path) -> Result<()> {
         data.push_str(&descriptor_name(lower, &mut open)?);
     }
     if let Some(writable) = overlay.writable {
-        let (upper, work) = (descriptor_name(writable.upper, &mut open)?, descriptor_name(writable.work, &mut open)?);
+        let (upper, work) =
+            (descriptor_name(writable.upper, &mut open)?, descriptor_name(writable.work, &mut open)?);
         data.push_str(&format!(",upperdir={upper},workdir={work},volatile"));
     }
     for (key, value) in OVERLAY_OPTIONS {
@@ -345,7 +352,9 @@ fn check_count(overlay: &Overlay<'_>) -> Result<()> {
 /// The path itself where overlay takes it literally, else a name below `/proc/self/fd`.
 fn short_name(path: &Path, open: &mut Vec<OwnedFd>) -> Result<String> {
     match path.to_str() {
-        Some(text) if text.len() <= FSCONFIG_STRING_BYTES_MAX && !text.contains(['\\', ',', ':']) => Ok(text.to_owned()),
+        Some(text) if text.len() <= FSCONFIG_STRING_BYTES_MAX && !text.contains(['\\', ',', ':']) => {
+            Ok(text.to_owned())
+        }
         _ => descriptor_name(path, open),
     }
 }
@@ -358,7 +367,8 @@ fn descriptor_name(path: &Path, open: &mut Vec<OwnedFd>) -> Result<String> {
 }
 
 fn open_o_path(path: &Path, more: OFlags) -> Result<OwnedFd> {
-    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC | more, Mode::empty()).map_err(on_path("open", path))
+    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC | more, Mode::empty())
+        .map_err(on_path("open", path))
 }
 
 fn set_string(fs: BorrowedFd<'_>, key: &str, value: impl AsRef<std::ffi::OsStr>) -> rustix::io::Result<()> {

@@ -152,7 +152,8 @@ impl RootedDir {
     /// # Errors
     /// [`PathError::Refused`] when there is no free descriptor.
     pub fn try_clone(&self) -> Result<Self> {
-        let fd = rustix::io::fcntl_dupfd_cloexec(&self.fd, 0).map_err(refused("duplicate", Path::new(".")))?;
+        let fd =
+            rustix::io::fcntl_dupfd_cloexec(&self.fd, 0).map_err(refused("duplicate", Path::new(".")))?;
         Ok(Self { fd })
     }
 
@@ -169,7 +170,8 @@ impl RootedDir {
     /// # Errors
     /// [`PathError::Refused`], with `ENOTDIR` for anything but a directory.
     pub fn open_dir(&self, path: &Path, resolve: Resolve) -> Result<Self> {
-        let fd = self.openat2(path, OFlags::PATH | OFlags::DIRECTORY, resolve).map_err(refused("open", path))?;
+        let fd =
+            self.openat2(path, OFlags::PATH | OFlags::DIRECTORY, resolve).map_err(refused("open", path))?;
         Ok(Self { fd })
     }
 
@@ -293,7 +295,13 @@ impl RootedDir {
         let relative = path.strip_prefix("/").unwrap_or(path);
         let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
         for _ in 0..DISTURBED_TRIES_MAX {
-            match rustix::fs::openat2(&self.fd, relative, flags | OFlags::CLOEXEC, Mode::empty(), resolve.flags()) {
+            match rustix::fs::openat2(
+                &self.fd,
+                relative,
+                flags | OFlags::CLOEXEC,
+                Mode::empty(),
+                resolve.flags(),
+            ) {
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 other => return other,
             }
@@ -393,12 +401,17 @@ impl<'a> Walk<'a> {
             Err(Errno::EXIST) => {
                 self.links += 1;
                 self.todo.push_front(name);
-                return if self.links > LINKS_FOLLOWED_MAX { Err(PathError::TooDeep { path }) } else { Ok(()) };
+                return if self.links > LINKS_FOLLOWED_MAX {
+                    Err(PathError::TooDeep { path })
+                } else {
+                    Ok(())
+                };
             }
             Err(source) => return Err(refused("create", &path)(source)),
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(self.dir(), &name, flags, Mode::empty()).map_err(refused("enter", &path))?;
+        let fd =
+            rustix::fs::openat(self.dir(), &name, flags, Mode::empty()).map_err(refused("enter", &path))?;
         rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode)).map_err(refused("set the mode of", &path))?;
         self.made.push(path);
         self.stack.push((name, fd));

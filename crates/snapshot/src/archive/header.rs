@@ -82,7 +82,8 @@ pub(super) fn signed(field: &[u8]) -> Result<i64, &'static str> {
         let number = rest.iter().try_fold(start, |n, &b| n.checked_mul(256)?.checked_add(i128::from(b)));
         return number.and_then(|n| i64::try_from(n).ok()).ok_or(OUT_OF_RANGE);
     }
-    let digits = field.iter().copied().skip_while(|&b| b == b' ' || b == 0).take_while(|&b| b != b' ' && b != 0);
+    let digits =
+        field.iter().copied().skip_while(|&b| b == b' ' || b == 0).take_while(|&b| b != b' ' && b != 0);
     let mut number: i64 = 0;
     for digit in digits {
         if !matches!(digit, b'0'..=b'7') {

@@ -85,7 +85,11 @@ impl<R: Read> Input<R> {
         };
         self.read += len as u64;
         if self.read > self.read_max {
-            return Err(SnapshotError::Limit { limit: "stream_bytes_max", max: self.read_max, entry: String::new() });
+            return Err(SnapshotError::Limit {
+                limit: "stream_bytes_max",
+                max: self.read_max,
+                entry: String::new(),
+            });
         }
         self.end = len;
         self.hash.update(&self.buffer[..len]);

@@ -109,7 +109,11 @@ impl<'a, R: Read> Archive<'a, R> {
         let mut extensions = Extensions::default();
         for _ in 0..=EXTENSIONS_MAX {
             let Some(block) = self.header_block()? else {
-                return if extensions.is_empty() { Ok(None) } else { Err(self.malformed("it ends after an extension")) };
+                return if extensions.is_empty() {
+                    Ok(None)
+                } else {
+                    Err(self.malformed("it ends after an extension"))
+                };
             };
             let raw = Raw::parse(&block).map_err(|reason| self.malformed(reason))?;
             match raw.kind {
@@ -194,11 +198,7 @@ impl<'a, R: Read> Archive<'a, R> {
     ) -> Result<()> {
         self.data.left = stored;
         self.data.padding = padding(stored);
-        let map = if kind == b'S' {
-            Some(self.old_gnu_map(block)?)
-        } else {
-            self.pax_map(entry, sparse)?
-        };
+        let map = if kind == b'S' { Some(self.old_gnu_map(block)?) } else { self.pax_map(entry, sparse)? };
         let Some((size, mut pieces)) = map else {
             entry.size = stored;
             self.data.pieces.push(Piece { offset: 0, len: stored });

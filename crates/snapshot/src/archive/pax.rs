@@ -42,7 +42,8 @@ impl Pax {
         let mut pax = Self::default();
         let mut xattr_bytes = 0;
         while !content.is_empty() {
-            let (key, value, rest) = record(content).ok_or(Refusal::Malformed("an extension record is not valid"))?;
+            let (key, value, rest) =
+                record(content).ok_or(Refusal::Malformed("an extension record is not valid"))?;
             content = rest;
             if let Some(name) = key.strip_prefix(XATTR) {
                 xattr_bytes += name.len() + value.len();

@@ -76,7 +76,11 @@ impl Lines {
     pub(super) fn push(&mut self, byte: u8) -> Result<(), &'static str> {
         if byte != b'\n' {
             self.line.push(byte);
-            return if self.line.len() > LINE_BYTES_MAX { Err("a sparse map has a long line") } else { Ok(()) };
+            return if self.line.len() > LINE_BYTES_MAX {
+                Err("a sparse map has a long line")
+            } else {
+                Ok(())
+            };
         }
         let number = decimal(&self.line)?.ok_or("a sparse map has an empty line")?;
         self.line.clear();

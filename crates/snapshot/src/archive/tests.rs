@@ -46,7 +46,12 @@ impl std::io::Read for Trickle<'_> {
 }
 
 fn gnu_tar(dir: &Path, options: &[&str]) -> Vec<u8> {
-    let output = Command::new("tar").current_dir(dir).args(options).args(["-cf", "-", "--sort=name", "."]).output().unwrap();
+    let output = Command::new("tar")
+        .current_dir(dir)
+        .args(options)
+        .args(["-cf", "-", "--sort=name", "."])
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output.stdout
 }
@@ -63,7 +68,8 @@ fn all_forms_that_gnu_tar_writes_read_the_same() {
     // Many runs, so that the map needs more than one header.
     let sparse = std::fs::File::create(home.join("sparse")).unwrap();
     for n in 0..60u64 {
-        std::os::unix::fs::FileExt::write_all_at(&sparse, format!("piece {n}").as_bytes(), n * 65_536).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&sparse, format!("piece {n}").as_bytes(), n * 65_536)
+            .unwrap();
     }
     sparse.set_len(5_000_000).unwrap();
     drop(sparse);
@@ -83,7 +89,9 @@ fn all_forms_that_gnu_tar_writes_read_the_same() {
             assert!(tar.len() < 2_000_000, "{form:?} made no sparse file, the test proves nothing");
         }
         let seen = read(&tar).unwrap_or_else(|e| panic!("{form:?}: {e}"));
-        let find = |path: &str| seen.iter().find(|s| s.path == format!("./{path}")).unwrap_or_else(|| panic!("{form:?} {path}"));
+        let find = |path: &str| {
+            seen.iter().find(|s| s.path == format!("./{path}")).unwrap_or_else(|| panic!("{form:?} {path}"))
+        };
         assert_eq!(find(&long).content, b"long", "{form:?}");
         assert_eq!((find("empty").kind, find("empty").size), (Kind::File, 0));
         assert_eq!(find("link").kind, Kind::Symlink);
@@ -122,10 +130,14 @@ fn pax_records_apply_to_the_next_entry_alone() {
     let extension = |records| support::Item { data: content(records), ..support::item(b'x', "pax") };
     let mut tar = Vec::new();
     // Between the extension and its entry comes a long name: the size of 3 is not the long name's.
-    let mut header = support::header(&extension(&[("size", "3"), ("mtime", "-1.5"), ("comment", "x"), ("uid", "70000")]));
+    let mut header =
+        support::header(&extension(&[("size", "3"), ("mtime", "-1.5"), ("comment", "x"), ("uid", "70000")]));
     tar.extend(header);
     support::pad(&mut tar, &content(&[("size", "3"), ("mtime", "-1.5"), ("comment", "x"), ("uid", "70000")]));
-    support::append(&mut tar, support::Item { data: b"very/long/name\0".to_vec(), ..support::item(b'L', "././@LongLink") });
+    support::append(
+        &mut tar,
+        support::Item { data: b"very/long/name\0".to_vec(), ..support::item(b'L', "././@LongLink") },
+    );
     header = support::header(&support::Item { size: Some(7), ..support::file("short", "") });
     tar.extend(header);
     support::pad(&mut tar, b"abc");
@@ -154,7 +166,10 @@ fn what_is_no_archive_is_said_to_be_none() {
     let bare_extension = support::tar([support::item(b'x', "pax")]);
     let negative = support::tar([support::Item { size: Some(u64::MAX), ..support::file("f", "") }]);
     let record = |text: &str| {
-        support::tar([support::Item { data: text.into(), ..support::item(b'x', "pax") }, support::file("f", "")])
+        support::tar([
+            support::Item { data: text.into(), ..support::item(b'x', "pax") },
+            support::file("f", ""),
+        ])
     };
     let cases = [
         (b"hello, this is not an archive".repeat(40), "not octal"),

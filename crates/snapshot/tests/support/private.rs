@@ -1,5 +1,10 @@
 //! Tests that mount: each runs again in a process of its own, in a private mount namespace, on a tmpfs.
-#![allow(dead_code, unreachable_pub, clippy::print_stderr, reason = "each test uses its part; what is not run is said")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::print_stderr,
+    reason = "each test uses its part; what is not run is said"
+)]
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
