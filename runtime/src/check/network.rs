@@ -1,6 +1,5 @@
 //! CNI, or the built-in network: tried, in namespaces of its own.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -126,15 +125,13 @@ fn trial_in(config: &Config, dir: &Path) -> Result<Duration, String> {
     network.bridge.name.clone_from(&config.network.bridge);
     network.bridge.subnet = config.network.subnet.to_string();
     let sandbox_id = SandboxId::random().map_err(|error| error.to_string())?;
-    let request = AttachRequest {
-        port_mappings: vec![crisp_network::PortMapping {
-            protocol: crisp_network::Protocol::Tcp,
-            container_port: 80,
-            host_port: 8080,
-            host_ip: None,
-        }],
-        ..attach_request(sandbox_id, pod)
-    };
+    let mut request = AttachRequest::new(sandbox_id, pod);
+    request.port_mappings.push(crisp_network::PortMapping {
+        protocol: crisp_network::Protocol::Tcp,
+        container_port: 80,
+        host_port: 8080,
+        host_ip: None,
+    });
     let started = Instant::now();
     let attached = in_netns(&machine, move || {
         let network = Network::open(network)?;
@@ -157,21 +154,6 @@ fn namespace(dir: &Path) -> Result<PathBuf, String> {
     };
     let made = create_pod_namespaces(&request).map_err(|error| crate::error::chain(&error))?;
     made.net.ok_or_else(|| "no network namespace was made".to_owned())
-}
-
-fn attach_request(sandbox_id: SandboxId, netns: PathBuf) -> AttachRequest {
-    AttachRequest {
-        sandbox_id,
-        netns,
-        pod_name: "check".to_owned(),
-        pod_namespace: "crisp".to_owned(),
-        pod_uid: "check".to_owned(),
-        port_mappings: Vec::new(),
-        bandwidth: None,
-        dns: None,
-        cgroup_path: None,
-        annotations: BTreeMap::new(),
-    }
 }
 
 #[cfg(test)]

@@ -113,7 +113,7 @@ fn state(state: &Path) -> Finding {
         return Finding::ok("state", format!("{} is on a tmpfs", state.display()));
     }
     let says = format!(
-        "{} is not on a tmpfs: records of a boot that is over have to be told apart",
+        "{} is not on a tmpfs: mount one there, so that a reboot clears it",
         state.display()
     );
     Finding::warn("state", says)
