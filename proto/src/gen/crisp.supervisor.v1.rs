@@ -130,7 +130,7 @@ pub struct Exit {
     /// Nanoseconds since the Unix epoch.
     #[prost(int64, tag = "3")]
     pub finished_at: i64,
-    /// The container's cgroup counted an OOM kill.
+    /// The container's cgroup counted an OOM kill, and the process ended by SIGKILL or with 137.
     #[prost(bool, tag = "4")]
     pub oom_killed: bool,
 }
@@ -238,6 +238,9 @@ pub struct Signal {
     pub container_id: ::prost::alloc::string::String,
     #[prost(int32, tag = "2")]
     pub signal: i32,
+    /// When set, the signal is for this exec's first process; SIGKILL kills the exec's whole process tree.
+    #[prost(string, tag = "3")]
+    pub exec_id: ::prost::alloc::string::String,
 }
 /// Runs a process in a running container. Descriptors beside the packet: stdin, stdout, stderr of the new process, in this order, for
 /// terminal = false. With terminal = true there are none, and the answer carries the terminal's master instead.
@@ -249,6 +252,7 @@ pub struct Exec {
     #[prost(string, tag = "2")]
     pub exec_id: ::prost::alloc::string::String,
     /// JSON of an OCI runtime specification's `process` object: args, env, cwd, user, capabilities, rlimits, noNewPrivileges, …
+    /// Empty: it is too long for a packet and lies in a memory file, one more descriptor after those for stdio.
     #[prost(bytes = "vec", tag = "3")]
     pub process_json: ::prost::alloc::vec::Vec<u8>,
     #[prost(bool, tag = "4")]
@@ -302,6 +306,8 @@ pub enum Code {
     Exists = 3,
     WrongState = 4,
     Unsupported = 5,
+    /// A named limit was reached.
+    Exhausted = 6,
 }
 impl Code {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -316,6 +322,7 @@ impl Code {
             Self::Exists => "EXISTS",
             Self::WrongState => "WRONG_STATE",
             Self::Unsupported => "UNSUPPORTED",
+            Self::Exhausted => "EXHAUSTED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -327,6 +334,7 @@ impl Code {
             "EXISTS" => Some(Self::Exists),
             "WRONG_STATE" => Some(Self::WrongState),
             "UNSUPPORTED" => Some(Self::Unsupported),
+            "EXHAUSTED" => Some(Self::Exhausted),
             _ => None,
         }
     }

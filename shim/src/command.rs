@@ -1,0 +1,126 @@
+//! A foreign program that the shim runs and waits for: an OCI runtime binary.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use crisp_sys::clone::{Child, CloneArgs, SingleThreaded, close_on_exec_from, dup_above, dup_onto};
+use crisp_sys::pidfd::Ended;
+use rustix::fs::{Mode, OFlags};
+
+use crate::error::{Error, Result, Step as _};
+
+/// How much of a program's log is looked at for its last word.
+const LOG_BYTES_MAX: u64 = 64 * 1024;
+/// Descriptors are moved above this before they are put in their places.
+const FD_FLOOR: i32 = 10;
+/// What runtimes search programs in.
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A program to be run.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub(crate) args: Vec<String>,
+    /// 0, 1 and 2; `None` is `/dev/null`.
+    pub(crate) stdio: Option<[OwnedFd; 3]>,
+    /// Where it writes its log (one JSON object per line).
+    pub(crate) log: PathBuf,
+    /// Where it writes the pid of what it made.
+    pub(crate) pid_file: Option<PathBuf>,
+    /// A listening socket that it sends a terminal's master to.
+    pub(crate) console: Option<OwnedFd>,
+}
+
+/// A running program.
+#[derive(Debug)]
+pub(crate) struct Command {
+    pub(crate) child: Child,
+    what: String,
+    log: PathBuf,
+    pid_file: Option<PathBuf>,
+    console: Option<OwnedFd>,
+}
+
+/// What a program that ended well has left behind.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) pid: Option<i32>,
+    pub(crate) terminal: Option<OwnedFd>,
+}
+
+impl Command {
+    pub(crate) fn start(single: SingleThreaded, order: Order) -> Result<Self> {
+        let what = order.args.join(" ");
+        let strings: Result<Vec<_>, _> = order.args.iter().map(|arg| CString::new(arg.as_str())).collect();
+        let args = strings.map_err(|_| Error::Invalid(format!("an argument of {what} holds a NUL character")))?;
+        for stale in [Some(&order.log), order.pid_file.as_ref()].into_iter().flatten() {
+            let _not_there = std::fs::remove_file(stale);
+        }
+        let stdio = match order.stdio {
+            Some(stdio) => stdio,
+            None => [null()?, null()?, null()?],
+        };
+        let child = single
+            .fork(&CloneArgs::default(), || {
+                run(&args, &stdio);
+                127
+            })
+            .step(|| format!("start {what}"))?;
+        Ok(Self { child, what, log: order.log, pid_file: order.pid_file, console: order.console })
+    }
+
+    /// What became of it.
+    pub(crate) fn finish(self, ended: Ended) -> Result<Outcome> {
+        if ended != Ended::Code(0) {
+            let said = last_error(&self.log).unwrap_or_else(|| format!("it ended with {ended:?}"));
+            return Err(Error::Said(format!("{}: {said}", self.what)));
+        }
+        let pid = self.pid_file.as_ref().map(|path| {
+            let text = std::fs::read_to_string(path).step(|| format!("read {}", path.display()))?;
+            text.trim().parse().map_err(|_| Error::Said(format!("{}: its pid file holds {text:?}", self.what)))
+        });
+        let terminal = self.console.as_ref().map(receive_terminal).transpose()?;
+        Ok(Outcome { pid: pid.transpose()?, terminal })
+    }
+}
+
+fn null() -> Result<OwnedFd> {
+    rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step(|| "open /dev/null")
+}
+
+fn run(args: &[CString], stdio: &[OwnedFd; 3]) {
+    let place = || -> std::io::Result<()> {
+        let moved = stdio.iter().map(|fd| dup_above(fd, FD_FLOOR)).collect::<Result<Vec<_>, _>>()?;
+        (0..).zip(&moved).try_for_each(|(number, fd)| dup_onto(fd, number))?;
+        close_on_exec_from(3)?;
+        crisp_sys::clone::reset_signals()
+    };
+    if place().is_ok()
+        && let (Some(program), Ok(path)) = (args.first(), CString::new(PATH))
+    {
+        let _error = crisp_sys::clone::exec(program, args, &[path]);
+    }
+}
+
+/// The last error in a log of JSON lines, or its last line.
+fn last_error(log: &std::path::Path) -> Option<String> {
+    let mut text = String::new();
+    File::open(log).ok()?.take(LOG_BYTES_MAX).read_to_string(&mut text).ok()?;
+    let message = |line: &str| {
+        let json: serde_json::Value = serde_json::from_str(line).ok()?;
+        (json.get("level")?.as_str()? == "error").then(|| json.get("msg")?.as_str().map(str::to_owned))?
+    };
+    text.lines().rev().find_map(message).or_else(|| text.lines().next_back().map(str::to_owned))
+}
+
+fn receive_terminal(listener: &OwnedFd) -> Result<OwnedFd> {
+    use crisp_sys::fdpass::{self, Wait};
+    let step = || "receive the terminal";
+    let socket = rustix::net::accept_with(listener, rustix::net::SocketFlags::CLOEXEC).step(step)?;
+    // A stream: whatever text comes along with the descriptor is of no interest.
+    let packet = fdpass::receive(socket, 4096, Wait::Never).step(step)?;
+    let fd = packet.and_then(|packet| packet.fds.into_iter().next());
+    fd.ok_or_else(|| Error::Said("the runtime sent no terminal".into()))
+}

@@ -1,0 +1,153 @@
+//! One container and one exec, as the shim holds them.
+//!
+//! ```text
+//! Creating ──ready──▶ Created ──start──▶ Starting ──executed──▶ Running ──init reaped──▶ Exited
+//!    │ failed            │ init reaped       │ failed, init reaped ▲                         ▲
+//!    ▼                   └──────────────────-┴────────────────────-┴─────────────────────────┘
+//! forgotten
+//! ```
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crisp_proto::supervisor as pb;
+
+use crate::cgroup::ExecGroup;
+use crate::command::Command;
+use crate::output::Output;
+
+/// Who asked: a connection and the number of its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Asker {
+    pub(crate) connection: u32,
+    pub(crate) request: u64,
+}
+
+/// How far a container has come.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// Its launcher or its runtime binary is at work.
+    Creating { asker: Asker, failure: Option<String>, deadline: Instant },
+    /// Its init waits.
+    Created,
+    /// Its init was told to execute the program.
+    Starting { asker: Asker, failure: Option<String> },
+    Running,
+    /// The record is on disk.
+    Exited(pb::Exit),
+}
+
+impl Phase {
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Creating { .. } => "being created",
+            Self::Created => "created",
+            Self::Starting { .. } => "being started",
+            Self::Running => "running",
+            Self::Exited(_) => "exited",
+        }
+    }
+}
+
+/// The process of a container's init or of an exec.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: OwnedFd,
+}
+
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) order: pb::CreateContainer,
+    pub(crate) phase: Phase,
+    /// Until it was reaped.
+    pub(crate) init: Option<Process>,
+    /// Until init has executed its program.
+    pub(crate) control: Option<OwnedFd>,
+    /// Where the terminal's master comes from.
+    pub(crate) console: Option<OwnedFd>,
+    pub(crate) output: Output,
+    /// The writing end of the container's stdin, or the terminal's master.
+    pub(crate) stdin: Option<OwnedFd>,
+    /// OOM kills that its cgroup counted before it started.
+    pub(crate) oom_kills_before: u64,
+    /// Who waits for it to be forgotten.
+    pub(crate) deleters: Vec<Asker>,
+}
+
+impl Container {
+    pub(crate) fn id(&self) -> &str {
+        &self.order.container_id
+    }
+
+    pub(crate) fn state_dir(&self) -> &Path {
+        Path::new(&self.order.state_dir)
+    }
+
+    pub(crate) fn bundle(&self) -> PathBuf {
+        PathBuf::from(&self.order.bundle)
+    }
+
+    pub(crate) fn cgroup(&self) -> pb::Cgroup {
+        self.order.cgroup.clone().unwrap_or_default()
+    }
+
+    pub(crate) fn terminal(&self) -> bool {
+        self.order.stdio.as_ref().is_some_and(|stdio| stdio.terminal)
+    }
+
+    /// The state as a daemon is told; nothing while it is not made yet.
+    pub(crate) fn state(&self) -> Option<pb::ContainerState> {
+        let (phase, exit) = match &self.phase {
+            Phase::Creating { .. } => return None,
+            Phase::Created | Phase::Starting { .. } => (pb::Phase::Created, None),
+            Phase::Running => (pb::Phase::Running, None),
+            Phase::Exited(exit) => (pb::Phase::Exited, Some(*exit)),
+        };
+        let pid = self.init.as_ref().map_or(0, |init| init.pid);
+        Some(pb::ContainerState { container_id: self.id().to_owned(), phase: phase.into(), pid, exit })
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Exec {
+    pub(crate) container: u32,
+    pub(crate) id: String,
+    /// Until it is answered.
+    pub(crate) asker: Option<Asker>,
+    pub(crate) failure: Option<String>,
+    pub(crate) process: Option<Process>,
+    pub(crate) control: Option<OwnedFd>,
+    pub(crate) terminal: Option<OwnedFd>,
+    pub(crate) group: Option<ExecGroup>,
+    /// When the whole tree is killed.
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) kill: Kill,
+    /// Reaped; only its tree is waited for.
+    pub(crate) exit: Option<pb::Exit>,
+}
+
+/// Whether an exec is being killed, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kill {
+    No,
+    Asked,
+    TimeUp,
+}
+
+/// What a command of an OCI runtime is for.
+#[derive(Debug)]
+pub(crate) enum Purpose {
+    Create(u32),
+    Start(u32),
+    Delete(u32),
+    Exec(u32),
+}
+
+#[derive(Debug)]
+pub(crate) struct RunningCommand {
+    pub(crate) command: Command,
+    pub(crate) purpose: Purpose,
+    pub(crate) deadline: Instant,
+}

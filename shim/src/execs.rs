@@ -1,0 +1,290 @@
+//! Execs, from the request to the end of everything that they started.
+
+use std::io::Read as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::{Duration, Instant};
+
+use crisp_proto::supervisor as pb;
+use crisp_sys::pidfd::{self, Ended};
+use rustix::process::{Pid, Signal};
+
+use crate::cgroup::ExecGroup;
+use crate::command::Outcome;
+use crate::container::{Asker, Exec, Kill, Phase, Process, Purpose};
+use crate::control::{self, Report};
+use crate::epoll::Token;
+use crate::error::{Error, Result, Step as _, chain};
+use crate::handler::{self, Begun, ChildStdio, ExecOrder};
+use crate::server::{Role, Server};
+use crate::service::started;
+
+/// Execs at a time in one pod.
+const EXECS_MAX: usize = 1024;
+/// Longest description of an exec's process.
+const PROCESS_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Longest id of an exec; it names a cgroup and files.
+const ID_BYTES_MAX: usize = 64;
+/// Groups of ended execs that are kept for another try at removing them; the rest goes with the container's cgroup.
+const LEFTOVERS_MAX: usize = 64;
+
+impl Server {
+    pub(crate) fn exec(&mut self, asker: Asker, order: pb::Exec, fds: Vec<OwnedFd>) -> Result<()> {
+        let key = self.find(&order.container_id)?;
+        self.check_exec(key, &order)?;
+        let Some(container) = self.containers.get(&key) else { return Ok(()) };
+        let Some(init) = &container.init else {
+            return Err(Error::WrongState { id: order.container_id, state: "without an init" });
+        };
+        let (stdio, process_json) = descriptors(&order, fds)?;
+        let handler = handler::of(container.order.handler.as_ref(), self.single)?;
+        let mut cgroup = order.cgroup.unwrap_or_default();
+        let group = if handler.groups_execs() { ExecGroup::create(&mut cgroup, &order.exec_id)? } else { None };
+        let begun = handler.exec(ExecOrder {
+            container_id: container.id(),
+            exec_id: &order.exec_id,
+            bundle: &container.bundle(),
+            state_dir: container.state_dir(),
+            init: &init.pidfd,
+            process_json: &process_json,
+            cgroup: &cgroup,
+            stdio,
+        });
+        let begun = match begun {
+            Ok(begun) => begun,
+            Err(error) => {
+                self.remove_group(group);
+                return Err(error);
+            }
+        };
+        let timeout = (order.timeout_ms > 0).then(|| Duration::from_millis(order.timeout_ms));
+        let exec_key = self.new_key();
+        let mut exec = Exec {
+            container: key,
+            id: order.exec_id,
+            asker: Some(asker),
+            failure: None,
+            process: None,
+            control: None,
+            terminal: None,
+            group,
+            deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+            kill: Kill::No,
+            exit: None,
+        };
+        match begun {
+            Begun::Launcher { control, .. } => {
+                self.epoll.add(&control, Token::ExecControl(exec_key)).step(|| "watch the exec")?;
+                exec.control = Some(control);
+                self.execs.insert(exec_key, exec);
+            }
+            Begun::Command(command) => {
+                self.execs.insert(exec_key, exec);
+                self.run_command(command, Purpose::Exec(exec_key));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_exec(&self, key: u32, order: &pb::Exec) -> Result<()> {
+        let id = &order.exec_id;
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        if id.is_empty() || id.len() > ID_BYTES_MAX || !id.bytes().all(plain) {
+            return Err(Error::Invalid(format!("{id:?} is no id of an exec")));
+        }
+        if self.execs.values().any(|exec| exec.container == key && exec.id == *id) {
+            return Err(Error::Exists { what: "exec", id: id.clone() });
+        }
+        if self.execs.len() >= EXECS_MAX {
+            return Err(Error::Limit(format!("{EXECS_MAX} execs are running in this pod")));
+        }
+        match self.containers.get(&key).map(|container| &container.phase) {
+            Some(Phase::Running) => Ok(()),
+            Some(phase) => Err(Error::WrongState { id: order.container_id.clone(), state: phase.name() }),
+            None => Err(Error::NotFound { what: "container", id: order.container_id.clone() }),
+        }
+    }
+
+    /// Something came over an exec's control socket.
+    pub(crate) fn exec_control_ready(&mut self, key: u32) {
+        loop {
+            let Some(exec) = self.execs.get_mut(&key) else { return };
+            let Some(control) = &exec.control else { return };
+            match control::receive(control) {
+                Ok(Some(Report::Process { pid, pidfd })) => {
+                    exec.process = Some(Process { pid, pidfd });
+                    self.claim(pid, Role::Exec(key));
+                }
+                Ok(Some(Report::Terminal(master))) => exec.terminal = Some(master),
+                Ok(Some(Report::Failed(text))) => {
+                    exec.failure.get_or_insert(text);
+                }
+                Ok(Some(Report::Ready)) => {}
+                Ok(None) => return self.exec_control_closed(key),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    exec.failure.get_or_insert(format!("a report of the exec cannot be read: {error}"));
+                    return self.exec_control_closed(key);
+                }
+            }
+        }
+    }
+
+    /// The program was executed, or everything ended.
+    fn exec_control_closed(&mut self, key: u32) {
+        let Some(exec) = self.execs.get_mut(&key) else { return };
+        if let Some(control) = exec.control.take() {
+            self.epoll.remove(control.as_fd());
+        }
+        if exec.failure.is_none() && exec.process.is_some() {
+            return self.answer_exec(key);
+        }
+        if exec.process.is_none() {
+            self.exec_failed(key);
+        }
+    }
+
+    fn answer_exec(&mut self, key: u32) {
+        let Some(exec) = self.execs.get_mut(&key) else { return };
+        let (Some(asker), Some(process)) = (exec.asker.take(), &exec.process) else { return };
+        let (answer, terminal) = (started(process.pid), exec.terminal.take());
+        self.reply(asker, answer, terminal);
+    }
+
+    /// Nothing of the exec is left; whoever asked is told why.
+    fn exec_failed(&mut self, key: u32) {
+        let Some(exec) = self.execs.remove(&key) else { return };
+        self.remove_group(exec.group);
+        self.forget_exec_files(exec.container, &exec.id);
+        let text = exec.failure.unwrap_or_else(|| "the exec ended before its program ran".into());
+        if let Some(asker) = exec.asker {
+            self.reply(asker, Err(Error::Said(text)), None);
+        }
+    }
+
+    fn forget_exec_files(&self, container: u32, id: &str) {
+        if let Some(container) = self.containers.get(&container) {
+            crate::oci::forget_exec(container.state_dir(), id);
+        }
+    }
+
+    pub(crate) fn exec_command_ended(&mut self, key: u32, outcome: Result<Outcome>) {
+        let made = outcome.and_then(|outcome| {
+            let pid = outcome.pid.ok_or_else(|| Error::Said("the runtime told no pid".into()))?;
+            let pidfd = pidfd::open(pid).step(|| format!("open the process {pid}"))?;
+            Ok((Process { pid, pidfd }, outcome.terminal))
+        });
+        let Some(exec) = self.execs.get_mut(&key) else { return };
+        match made {
+            Ok((process, terminal)) => {
+                let pid = process.pid;
+                (exec.process, exec.terminal) = (Some(process), terminal);
+                self.answer_exec(key);
+                self.claim(pid, Role::Exec(key));
+            }
+            Err(error) => {
+                exec.failure.get_or_insert(chain(&error));
+                self.exec_failed(key);
+            }
+        }
+    }
+
+    /// The process of an exec was reaped.
+    pub(crate) fn exec_ended(&mut self, key: u32, ended: Ended) {
+        // What it told before its end comes first.
+        self.exec_control_ready(key);
+        let Some(exec) = self.execs.get_mut(&key) else { return };
+        exec.process = None;
+        if exec.asker.is_some() {
+            if exec.control.is_none() {
+                self.exec_failed(key);
+            }
+            return;
+        }
+        exec.exit = Some(crate::exit::exit(ended, false));
+        self.finish_exec(key);
+    }
+
+    /// Tells the end of an exec, once nothing is left of one that is being killed.
+    fn finish_exec(&mut self, key: u32) {
+        let Some(exec) = self.execs.get(&key) else { return };
+        let Some(exit) = exec.exit else { return };
+        let tree_lives = exec.kill != Kill::No && exec.group.as_ref().is_some_and(|group| !group.is_empty());
+        if tree_lives {
+            return;
+        }
+        let Some(exec) = self.execs.remove(&key) else { return };
+        self.remove_group(exec.group);
+        self.forget_exec_files(exec.container, &exec.id);
+        let container_id = self.containers.get(&exec.container).map(|c| c.id().to_owned()).unwrap_or_default();
+        self.announce(pb::message::Kind::ExecExited(pb::ExecExited {
+            container_id,
+            exec_id: exec.id,
+            exit: Some(exit),
+            timed_out: exec.kill == Kill::TimeUp,
+        }));
+    }
+
+    /// Removes an exec's group. One that still holds processes is tried again when the next exec ends.
+    fn remove_group(&mut self, group: Option<ExecGroup>) {
+        self.leftovers.extend(group);
+        self.leftovers.retain(|group| !group.remove());
+        self.leftovers.truncate(LEFTOVERS_MAX);
+    }
+
+    pub(crate) fn exec_deadlines(&self) -> impl Iterator<Item = Instant> + '_ {
+        self.execs.values().filter(|exec| exec.kill == Kill::No).filter_map(|exec| exec.deadline)
+    }
+
+    pub(crate) fn is_killing_execs(&self) -> bool {
+        self.execs.values().any(|exec| exec.kill != Kill::No)
+    }
+
+    pub(crate) fn exec_tick(&mut self, now: Instant) {
+        for exec in self.execs.values_mut() {
+            if exec.kill == Kill::No && exec.deadline.is_some_and(|deadline| now >= deadline) {
+                exec.kill = Kill::TimeUp;
+            }
+        }
+        let killed: Vec<_> =
+            self.execs.iter().filter(|(_, exec)| exec.kill != Kill::No).map(|(&key, _)| key).collect();
+        for key in killed {
+            if let Some(exec) = self.execs.get(&key) {
+                kill_tree(exec);
+            }
+            self.finish_exec(key);
+        }
+    }
+}
+
+/// The group holds everything that the exec started; without one its session's process group and its first process are all
+/// that can be named.
+fn kill_tree(exec: &Exec) {
+    if let Some(group) = &exec.group {
+        group.kill();
+    }
+    let Some(process) = &exec.process else { return };
+    if exec.group.is_none()
+        && let Some(pid) = Pid::from_raw(process.pid)
+    {
+        let _no_such_group = rustix::process::kill_process_group(pid, Signal::KILL);
+    }
+    let _gone = pidfd::kill(&process.pidfd);
+}
+
+/// The descriptors beside the request: stdio unless there is a terminal, then the process when it is too long for the packet.
+fn descriptors(order: &pb::Exec, fds: Vec<OwnedFd>) -> Result<(Option<ChildStdio>, Vec<u8>)> {
+    let mut fds = fds.into_iter();
+    let mut next = |what: &str| fds.next().ok_or_else(|| Error::Invalid(format!("no descriptor for the exec's {what}")));
+    let stdio = if order.terminal {
+        None
+    } else {
+        Some(ChildStdio { stdin: next("stdin")?, stdout: next("stdout")?, stderr: next("stderr")? })
+    };
+    if !order.process_json.is_empty() {
+        return Ok((stdio, order.process_json.clone()));
+    }
+    let mut json = Vec::new();
+    let mut file = std::fs::File::from(next("process")?).take(PROCESS_BYTES_MAX);
+    file.read_to_end(&mut json).step(|| "read the exec's process")?;
+    Ok((stdio, json))
+}

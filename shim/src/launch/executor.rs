@@ -1,0 +1,97 @@
+//! The part of init that is ours inside libcontainer's: called once the container's filesystem, user and descriptors stand.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use libcontainer::workload::{
+    Executor as LibExecutor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
+};
+use oci_spec::runtime::{PosixRlimit, Spec};
+use rustix::mount::{MountFlags, MountPropagationFlags};
+
+use super::spec::Plan;
+use crate::control;
+use crate::error::{Result, Step as _, chain};
+use crate::process::{self, Confinement, Executable, OpenLabel};
+
+/// What init still has to do; libcontainer wants it cloneable.
+#[derive(Clone)]
+pub(super) struct Executor(Rc<Work>);
+
+struct Work {
+    control: OwnedFd,
+    cwd: PathBuf,
+    rlimits: Vec<PosixRlimit>,
+    propagation: Vec<(PathBuf, MountPropagationFlags)>,
+    seal_read_only: Option<PathBuf>,
+    confinement: Confinement,
+    executable: RefCell<Executable>,
+}
+
+impl Executor {
+    pub(super) fn new(plan: &Plan, control: BorrowedFd<'_>, label: Option<OpenLabel>) -> Result<Self> {
+        Ok(Self(Rc::new(Work {
+            control: control.try_clone_to_owned().step(|| "duplicate the control socket")?,
+            cwd: plan.process.cwd().clone(),
+            rlimits: plan.process.rlimits().clone().unwrap_or_default(),
+            propagation: plan.propagation.clone(),
+            seal_read_only: plan.seal_read_only.clone(),
+            confinement: Confinement::new(&plan.process, plan.filter.clone()),
+            executable: RefCell::new(Executable::new(&plan.process, label)?),
+        })))
+    }
+}
+
+impl LibExecutor for Executor {
+    /// Called with the container's user but still all capabilities. Finishes the container and waits for the start.
+    fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+        let failed = |text: String| ExecutorValidationError::ArgValidationError(text);
+        self.0.finish().map_err(|error| failed(chain(&error)))?;
+        control::send_ready(self.0.control.as_fd()).map_err(|error| failed(format!("report ready: {error}")))?;
+        if control::wait_for_go(self.0.control.as_fd()) {
+            return Ok(());
+        }
+        Err(failed("the shim is gone".into()))
+    }
+
+    /// The environment of this process is never used: the program gets its own. Only the user's home is taken from what
+    /// libcontainer found in the container's `/etc/passwd`.
+    fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        if let Some(home) = envs.get("HOME") {
+            self.0.executable.borrow_mut().default_variable("HOME", home);
+        }
+        Ok(())
+    }
+
+    fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
+        let work = &self.0;
+        let confined = process::set_rlimits(&work.rlimits).and_then(|()| work.confinement.apply());
+        let error = match confined {
+            Ok(()) => work.executable.borrow().exec(),
+            Err(error) => error,
+        };
+        Err(ExecutorError::Other(chain(&error)))
+    }
+}
+
+impl Work {
+    fn finish(&self) -> Result<()> {
+        process::raise_permitted()?;
+        for (target, propagation) in &self.propagation {
+            rustix::mount::mount_change(target, *propagation)
+                .step(|| format!("set the propagation of {}", target.display()))?;
+        }
+        if let Some(target) = &self.seal_read_only {
+            make_read_only(target)?;
+        }
+        process::enter_cwd(&self.cwd)
+    }
+}
+
+fn make_read_only(target: &Path) -> Result<()> {
+    let flags = MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount_remount(target, flags, "").step(|| format!("make {} read-only", target.display()))
+}

@@ -1,0 +1,266 @@
+//! From a container's specification to what libcontainer is given: what it does wrong is taken out and done here, what it cannot
+//! do is refused before anything is made.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use crisp_proto::supervisor as pb;
+use libcontainer::container::{Container, ContainerStatus};
+use oci_spec::runtime::{Hooks, LinuxNamespaceType, Mount, MountBuilder, Process, Spec};
+use rustix::mount::MountPropagationFlags;
+
+use crate::error::{Error, Result, Step as _, chain};
+use crate::process::{Filter, Label};
+
+/// Longest `config.json`.
+const CONFIG_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Propagation types of mounts, in `/proc/self/mountinfo` and in a specification's options.
+const PROPAGATIONS: [(&str, MountPropagationFlags, Recursion); 8] = [
+    ("private", MountPropagationFlags::PRIVATE, Recursion::Here),
+    ("rprivate", MountPropagationFlags::PRIVATE, Recursion::Below),
+    ("slave", MountPropagationFlags::DOWNSTREAM, Recursion::Here),
+    ("rslave", MountPropagationFlags::DOWNSTREAM, Recursion::Below),
+    ("shared", MountPropagationFlags::SHARED, Recursion::Here),
+    ("rshared", MountPropagationFlags::SHARED, Recursion::Below),
+    ("unbindable", MountPropagationFlags::UNBINDABLE, Recursion::Here),
+    ("runbindable", MountPropagationFlags::UNBINDABLE, Recursion::Below),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Recursion {
+    Here,
+    Below,
+}
+
+/// Everything that init needs.
+pub(super) struct Plan {
+    /// For libcontainer: without seccomp, capabilities, resources, labels, limits, working directory.
+    pub(super) spec: Rc<Spec>,
+    /// The process as it was asked for.
+    pub(super) process: Process,
+    pub(super) filter: Option<Filter>,
+    pub(super) label: Option<Label>,
+    pub(super) rootfs: PathBuf,
+    pub(super) cgroup: pb::Cgroup,
+    /// Mount points inside the container that get a propagation type after everything is mounted.
+    pub(super) propagation: Vec<(PathBuf, MountPropagationFlags)>,
+    /// To be made read-only after everything is mounted.
+    pub(super) seal_read_only: Option<PathBuf>,
+    id: String,
+    bundle: PathBuf,
+    pub(super) state_dir: PathBuf,
+}
+
+impl Plan {
+    pub(super) fn load(order: pb::CreateContainer) -> Result<Self> {
+        let bundle = PathBuf::from(&order.bundle);
+        let mut spec = read_spec(&bundle.join("config.json"))?;
+        let cgroup = order.cgroup.unwrap_or_default();
+        refuse_unsupported(&spec)?;
+        let rootfs = rootfs(&spec, &bundle)?;
+        let process = spec.process().clone().ok_or_else(|| Error::Invalid("the specification has no process".into()))?;
+        let section = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+        let filter = Filter::read(&bundle, section)?;
+        let label = Label::wanted(&process)?;
+        let seal_read_only = replace_cgroup_mount(&mut spec, &cgroup)?;
+        let propagation = take_propagation(&mut spec);
+        strip(&mut spec);
+        Ok(Self {
+            spec: Rc::new(spec),
+            process,
+            filter,
+            label,
+            rootfs,
+            cgroup,
+            propagation,
+            seal_read_only,
+            id: order.container_id,
+            bundle,
+            state_dir: order.state_dir.into(),
+        })
+    }
+
+    /// libcontainer's record of the container, which hooks are told.
+    pub(super) fn container(&self) -> Result<Container> {
+        Container::new(&self.id, ContainerStatus::Creating, None, &self.bundle, &self.state_dir)
+            .map_err(|error| Error::Said(chain(&error)))
+    }
+}
+
+fn read_spec(path: &Path) -> Result<Spec> {
+    let step = || format!("read {}", path.display());
+    let mut text = String::new();
+    File::open(path).step(step)?.take(CONFIG_BYTES_MAX).read_to_string(&mut text).step(step)?;
+    serde_json::from_str(&text).map_err(|error| Error::Invalid(format!("{}: {error}", path.display())))
+}
+
+/// The root filesystem. Its `dev` must be a directory of its own: libcontainer makes links and devices by joined paths, so a
+/// link there would lead them onto the host.
+fn rootfs(spec: &Spec, bundle: &Path) -> Result<PathBuf> {
+    let root = spec.root().as_ref().ok_or_else(|| Error::Invalid("the specification has no root".into()))?;
+    let path = bundle.join(root.path());
+    let path = path.canonicalize().step(|| format!("find the root filesystem {}", path.display()))?;
+    for name in ["dev", "proc", "sys"] {
+        if std::fs::symlink_metadata(path.join(name)).is_ok_and(|meta| !meta.is_dir()) {
+            return Err(Error::Invalid(format!("/{name} of the root filesystem is not a directory")));
+        }
+    }
+    Ok(path)
+}
+
+/// What libcontainer ignores without a word, or fails at in the middle.
+fn refuse_unsupported(spec: &Spec) -> Result<()> {
+    let Some(linux) = spec.linux() else { return Err(Error::Invalid("the specification has no linux section".into())) };
+    let unsupported = |what: &str| Err(Error::Unsupported(what.into()));
+    let namespaces = linux.namespaces().iter().flatten();
+    for namespace in namespaces {
+        match namespace.typ() {
+            LinuxNamespaceType::User => return unsupported("a user namespace"),
+            LinuxNamespaceType::Time => return unsupported("a time namespace"),
+            _ => {}
+        }
+    }
+    if !linux.namespaces().iter().flatten().any(|ns| ns.typ() == LinuxNamespaceType::Mount && ns.path().is_none()) {
+        return unsupported("a container without a mount namespace of its own");
+    }
+    if linux.personality().as_ref().is_some_and(|p| p.flags().as_ref().is_some_and(|flags| !flags.is_empty())) {
+        return unsupported("a personality with flags");
+    }
+    if let Some(resources) = linux.resources() {
+        if resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty()) {
+            return unsupported("a limit on rdma");
+        }
+        let unified = resources.unified().as_ref().is_some_and(|unified| !unified.is_empty());
+        if unified && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+            return unsupported("a unified cgroup setting on cgroup v1");
+        }
+    }
+    if linux.intel_rdt().is_some() {
+        return unsupported("intelRdt");
+    }
+    if linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()) {
+        return unsupported("a network device moved into the container");
+    }
+    for mount in spec.mounts().iter().flatten() {
+        let options: Vec<_> = mount.options().iter().flatten().map(String::as_str).collect();
+        if options.contains(&"tmpcopyup") {
+            return unsupported("the mount option tmpcopyup");
+        }
+        if options.iter().any(|&o| o == "idmap" || o == "ridmap") || mount.uid_mappings().is_some() {
+            return unsupported("an id-mapped mount");
+        }
+    }
+    let late = |hooks: &Hooks| [hooks.poststart(), hooks.poststop()].into_iter().flatten().any(|list| !list.is_empty());
+    if spec.hooks().as_ref().is_some_and(late) {
+        return unsupported("a poststart or poststop hook");
+    }
+    Ok(())
+}
+
+/// libcontainer's cgroup v1 mounts are writable and show the host's `name=systemd`: a tmpfs with read-only binds of this container's
+/// own cgroups stands in their place. The tmpfs is to be made read-only once the binds are there.
+fn replace_cgroup_mount(spec: &mut Spec, cgroup: &pb::Cgroup) -> Result<Option<PathBuf>> {
+    if !cgroup.v2_dir.is_empty() {
+        return Ok(None);
+    }
+    let mounts = spec.mounts().clone().unwrap_or_default();
+    let Some(at) = mounts.iter().position(|mount| mount.typ().as_deref() == Some("cgroup")) else { return Ok(None) };
+    let destination = mounts[at].destination().clone();
+    let mut replaced = mounts[..at].to_vec();
+    replaced.push(tmpfs(&destination)?);
+    for dir in cgroup.v1_tasks.iter().filter_map(|tasks| Path::new(tasks).parent()) {
+        if let Some(hierarchy) = hierarchy_name(dir) {
+            replaced.push(read_only_bind(dir, &destination.join(hierarchy))?);
+        }
+    }
+    replaced.extend_from_slice(&mounts[at + 1..]);
+    spec.set_mounts(Some(replaced));
+    Ok(Some(destination))
+}
+
+fn tmpfs(destination: &Path) -> Result<Mount> {
+    mount("tmpfs".into(), "tmpfs", destination, &["nosuid", "nodev", "noexec", "mode=755"])
+}
+
+fn read_only_bind(source: &Path, destination: &Path) -> Result<Mount> {
+    mount(source.into(), "bind", destination, &["bind", "ro", "nosuid", "nodev", "noexec"])
+}
+
+fn mount(source: PathBuf, typ: &str, destination: &Path, options: &[&str]) -> Result<Mount> {
+    let options: Vec<_> = options.iter().map(|&option| option.to_owned()).collect();
+    MountBuilder::default()
+        .source(source)
+        .typ(typ)
+        .destination(destination)
+        .options(options)
+        .build()
+        .map_err(|error| Error::Invalid(error.to_string()))
+}
+
+/// Name of the hierarchy's mount point: the nearest directory above that lies on another file system.
+fn hierarchy_name(dir: &Path) -> Option<PathBuf> {
+    use std::os::unix::fs::MetadataExt as _;
+    let device = std::fs::metadata(dir).ok()?.dev();
+    let top = dir.ancestors().take_while(|dir| std::fs::metadata(dir).is_ok_and(|m| m.dev() == device)).last()?;
+    top.file_name().map(PathBuf::from)
+}
+
+/// libcontainer ignores the propagation of single mounts: they are taken out of the options and set by init afterwards. Bind mounts
+/// without one are private, as in runc.
+fn take_propagation(spec: &mut Spec) -> Vec<(PathBuf, MountPropagationFlags)> {
+    let mut wanted = Vec::new();
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    for mount in &mut mounts {
+        let mut options = mount.options().clone().unwrap_or_default();
+        let bind = mount.typ().as_deref() == Some("bind") || options.iter().any(|o| o == "bind" || o == "rbind");
+        let mut propagation = bind.then_some(MountPropagationFlags::PRIVATE | MountPropagationFlags::REC);
+        options.retain(|option| {
+            let found = PROPAGATIONS.iter().find(|(name, _, _)| name == option);
+            if let Some((_, flags, recursion)) = found {
+                let below = *recursion == Recursion::Below;
+                propagation = Some(if below { *flags | MountPropagationFlags::REC } else { *flags });
+            }
+            found.is_none()
+        });
+        mount.set_options(Some(options));
+        wanted.extend(propagation.map(|flags| (mount.destination().clone(), flags)));
+    }
+    spec.set_mounts(Some(mounts));
+    wanted
+}
+
+/// Takes out what init does itself.
+fn strip(spec: &mut Spec) {
+    if let Some(process) = spec.process_mut() {
+        process
+            .set_capabilities(None)
+            .set_no_new_privileges(None)
+            .set_apparmor_profile(None)
+            .set_selinux_label(None)
+            .set_rlimits(None)
+            .set_oom_score_adj(None)
+            .set_cwd("/".into());
+    }
+    let selinux = Path::new("/sys/fs/selinux/enforce").exists();
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_seccomp(None).set_resources(None).set_cgroups_path(None);
+        if !selinux {
+            // A `context=` option is an error there.
+            linux.set_mount_label(None);
+        }
+        // libcontainer knows the names without the r, and always means all mounts below.
+        let name = linux.rootfs_propagation().as_deref().map(|name| name.strip_prefix('r').unwrap_or(name).to_owned());
+        linux.set_rootfs_propagation(name);
+    }
+    let lists = |hooks: &Hooks| {
+        #[allow(deprecated, reason = "prestart hooks are still in use")]
+        let all = [hooks.prestart(), hooks.create_runtime(), hooks.create_container(), hooks.start_container()];
+        all.into_iter().flatten().any(|list| !list.is_empty())
+    };
+    if !spec.hooks().as_ref().is_some_and(lists) {
+        spec.set_hooks(None);
+    }
+}

@@ -1,0 +1,436 @@
+//! A container's way from its creation to its end; see the picture in [`crate::container`].
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::{Duration, Instant};
+
+use crisp_proto::supervisor as pb;
+use crisp_sys::pidfd::{self, Ended};
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::container::{Asker, Container, Phase, Process, Purpose, RunningCommand};
+use crate::control::{self, Report};
+use crate::epoll::Token;
+use crate::error::{Error, Result, Step as _, chain};
+use crate::handler::{self, Begun, ChildStdio};
+use crate::log::Stream;
+use crate::output::Output;
+use crate::server::{Role, Server};
+use crate::service::{Answer, started};
+
+/// The kubelet gives a creation two minutes; what takes longer (a hung mount, a hook) is killed before.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(100);
+/// Containers of one pod, the ended ones included.
+const CONTAINERS_MAX: usize = 1024;
+
+const DONE: pb::reply::Result = pb::reply::Result::Done(pb::Done {});
+
+impl Container {
+    /// Nothing of the creation can be reported any more.
+    pub(crate) fn launcher_done(&self) -> bool {
+        !matches!(self.phase, Phase::Creating { .. })
+    }
+}
+
+/// Our ends of a container's descriptors.
+struct Ends {
+    stdin: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+}
+
+impl Server {
+    pub(crate) fn create(&mut self, asker: Asker, order: pb::CreateContainer) -> Result<()> {
+        if self.find(&order.container_id).is_ok() {
+            return Err(Error::Exists { what: "container", id: order.container_id });
+        }
+        if self.containers.len() >= CONTAINERS_MAX {
+            return Err(Error::Limit(format!("the pod has {CONTAINERS_MAX} containers")));
+        }
+        let stdio = order.stdio.clone().unwrap_or_default();
+        let log_path = (!stdio.log_path.is_empty()).then(|| stdio.log_path.clone().into());
+        let mut output = Output::new(log_path, stdio.log_line_bytes_max);
+        let (ends, child) = stdio_pairs(&stdio)?;
+        let oom_file = order.cgroup.as_ref().map_or("", |cgroup| cgroup.oom_file.as_str());
+        let oom_kills_before = crate::cgroup::oom_kills(oom_file);
+        let begun = handler::of(order.handler.as_ref(), self.single)?.create(&order, child)?;
+
+        let key = self.new_key();
+        for (stream, fd) in [(Stream::Stdout, ends.stdout), (Stream::Stderr, ends.stderr)] {
+            if let Some(fd) = fd {
+                output.attach(stream, fd);
+            }
+        }
+        let mut container = Container {
+            order,
+            phase: Phase::Creating { asker, failure: None, deadline: Instant::now() + CREATE_TIMEOUT },
+            init: None,
+            control: None,
+            console: None,
+            output,
+            stdin: ends.stdin,
+            oom_kills_before,
+            deleters: Vec::new(),
+        };
+        let command = match begun {
+            Begun::Launcher { control, console } => {
+                self.epoll.add(&control, Token::Control(key)).step(|| "watch the launcher")?;
+                (container.control, container.console) = (Some(control), console);
+                None
+            }
+            Begun::Command(command) => Some(command),
+        };
+        self.containers.insert(key, container);
+        if let Some(command) = command {
+            self.run_command(command, Purpose::Create(key));
+        }
+        Ok(())
+    }
+
+    /// Waits for a command of an OCI runtime without waiting.
+    pub(crate) fn run_command(&mut self, command: crate::command::Command, purpose: Purpose) {
+        let (key, pid) = (self.new_key(), command.child.pid);
+        let deadline = Instant::now() + CREATE_TIMEOUT;
+        self.commands.insert(key, RunningCommand { command, purpose, deadline });
+        self.claim(pid, Role::Command(key));
+    }
+
+    /// Something came over a container's control socket.
+    pub(crate) fn control_ready(&mut self, key: u32) {
+        loop {
+            let Some(container) = self.containers.get_mut(&key) else { return };
+            let Some(control) = &container.control else { return };
+            match control::receive(control) {
+                Ok(Some(report)) => self.reported(key, report),
+                Ok(None) => return self.control_closed(key),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    self.set_failure(key, format!("a report of the launcher cannot be read: {error}"));
+                    return self.control_closed(key);
+                }
+            }
+        }
+    }
+
+    fn reported(&mut self, key: u32, report: Report) {
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        match report {
+            Report::Process { pid, pidfd } => {
+                container.init = Some(Process { pid, pidfd });
+                self.claim(pid, Role::Init(key));
+            }
+            Report::Ready => self.created(key),
+            Report::Failed(text) => self.set_failure(key, text),
+            Report::Terminal(_) => {}
+        }
+    }
+
+    fn set_failure(&mut self, key: u32, text: String) {
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        if let Phase::Creating { failure, .. } | Phase::Starting { failure, .. } = &mut container.phase {
+            failure.get_or_insert(text);
+        }
+    }
+
+    /// Init waits for its start: the creation is done.
+    fn created(&mut self, key: u32) {
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        let Phase::Creating { asker, .. } = container.phase else { return };
+        let terminal = container.console.take().map(receive_terminal).transpose();
+        let attached = terminal.and_then(|terminal| attach_terminal(container, terminal));
+        let pid = container.init.as_ref().map_or(0, |init| init.pid);
+        match attached.and_then(|()| started(pid)) {
+            Ok(started) => {
+                container.phase = Phase::Created;
+                self.reply(asker, Ok(started), None);
+            }
+            Err(error) => {
+                self.set_failure(key, chain(&error));
+                self.kill_init(key);
+            }
+        }
+    }
+
+    fn kill_init(&mut self, key: u32) {
+        let init = self.containers.get(&key).and_then(|container| container.init.as_ref());
+        if let Some(Err(error)) = init.map(|init| pidfd::kill(&init.pidfd)) {
+            self.note(&format!("kill an init: {error}"));
+        }
+    }
+
+    /// The last holder of the control socket has closed it: init has executed its program, or everything ended.
+    fn control_closed(&mut self, key: u32) {
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        if let Some(control) = container.control.take() {
+            self.epoll.remove(control.as_fd());
+        }
+        match &container.phase {
+            Phase::Starting { asker, failure: None } => {
+                let asker = *asker;
+                container.phase = Phase::Running;
+                self.reply(asker, Ok(DONE), None);
+            }
+            // With a failure the answer waits until init is reaped.
+            Phase::Creating { .. } if container.init.is_some() => self.kill_init(key),
+            Phase::Creating { .. } => self.creation_failed(key, None),
+            Phase::Starting { .. } | Phase::Created | Phase::Running | Phase::Exited(_) => {}
+        }
+    }
+
+    /// Nothing of the container is left; whoever asked is told why.
+    fn creation_failed(&mut self, key: u32, ended: Option<Ended>) {
+        let Some(container) = self.containers.remove(&key) else { return };
+        let Phase::Creating { asker, failure, .. } = container.phase else { return };
+        let text = failure.unwrap_or_else(|| match ended {
+            Some(ended) => format!("init ended with {ended:?} before it was ready"),
+            None => "the launcher ended without a word".into(),
+        });
+        self.reply(asker, Err(Error::Said(text)), None);
+        for deleter in container.deleters {
+            self.reply(deleter, Ok(DONE), None);
+        }
+    }
+
+    pub(crate) fn start(&mut self, asker: Asker, id: &str) -> Result<()> {
+        let key = self.find(id)?;
+        let Some(container) = self.containers.get_mut(&key) else { return Ok(()) };
+        if !matches!(container.phase, Phase::Created) {
+            return Err(Error::WrongState { id: id.into(), state: container.phase.name() });
+        }
+        // The log is there, and read into, before the first byte can be written.
+        container.output.open()?;
+        for (stream, token) in [(Stream::Stdout, Token::Stdout(key)), (Stream::Stderr, Token::Stderr(key))] {
+            if let Some(fd) = container.output.fd(stream) {
+                self.epoll.add(fd, token).step(|| "watch the container's output")?;
+            }
+        }
+        let handler = handler::of(container.order.handler.as_ref(), self.single)?;
+        let command = handler.start(&container.order, container.control.as_ref())?;
+        container.phase = Phase::Starting { asker, failure: None };
+        if let Some(command) = command {
+            self.run_command(command, Purpose::Start(key));
+        }
+        Ok(())
+    }
+
+    /// A container's init was reaped.
+    pub(crate) fn init_ended(&mut self, key: u32, ended: Ended) {
+        // What it told before its end comes first.
+        self.control_ready(key);
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        container.init = None;
+        if matches!(container.phase, Phase::Creating { .. }) {
+            if container.control.is_none() {
+                self.creation_failed(key, Some(ended));
+            } else {
+                // The launcher may be inside a hook; its socket's end completes the failure.
+                self.set_failure(key, format!("init ended with {ended:?} before it was ready"));
+            }
+            return;
+        }
+        self.exited(key, ended);
+    }
+
+    /// Output, record, state, word: in this order.
+    fn exited(&mut self, key: u32, ended: Ended) {
+        self.scratch_was_used();
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        container.output.drain(&mut self.scratch, |fd| self.epoll.remove(fd));
+        let oom_file = container.order.cgroup.as_ref().map_or("", |cgroup| cgroup.oom_file.as_str());
+        let oom = crate::cgroup::oom_kills(oom_file) > container.oom_kills_before;
+        let exit = crate::exit::exit(ended, oom);
+        let recorded = crate::exit::write(container.state_dir(), &exit);
+        container.stdin = None;
+        if let Some(control) = container.control.take() {
+            self.epoll.remove(control.as_fd());
+        }
+        let before = std::mem::replace(&mut container.phase, Phase::Exited(exit));
+        let id = container.id().to_owned();
+        let lost = container.output.lost_bytes();
+        if let Err(error) = recorded {
+            self.note(&chain(&error));
+        }
+        if lost > 0 {
+            self.note(&format!("{lost} bytes of output of {id} were lost"));
+        }
+        if let Phase::Starting { asker, failure } = before {
+            let text = failure.unwrap_or_else(|| format!("init ended with {ended:?} while it was started"));
+            self.reply(asker, Err(Error::Said(text)), None);
+        }
+        self.announce(pb::message::Kind::ContainerExited(pb::ContainerExited { container_id: id, exit: Some(exit) }));
+        self.forget_if_asked(key);
+    }
+
+    pub(crate) fn delete(&mut self, asker: Asker, id: &str) -> Answer {
+        let Ok(key) = self.find(id) else { return Ok(Some(DONE)) };
+        let Some(container) = self.containers.get_mut(&key) else { return Ok(Some(DONE)) };
+        match &container.phase {
+            Phase::Running | Phase::Starting { .. } => {
+                Err(Error::WrongState { id: id.into(), state: container.phase.name() })
+            }
+            Phase::Exited(_) => {
+                container.deleters.push(asker);
+                self.forget_if_asked(key);
+                Ok(None)
+            }
+            Phase::Creating { .. } | Phase::Created => {
+                container.deleters.push(asker);
+                self.set_failure(key, "it was deleted".into());
+                self.kill_init(key);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Forgets an ended container that somebody wants deleted, after its handler has.
+    fn forget_if_asked(&mut self, key: u32) {
+        let Some(container) = self.containers.get(&key) else { return };
+        if container.deleters.is_empty() || self.commands.values().any(|c| matches!(c.purpose, Purpose::Delete(k) if k == key)) {
+            return;
+        }
+        let handler = handler::of(container.order.handler.as_ref(), self.single);
+        match handler.and_then(|handler| handler.delete(&container.order)) {
+            Ok(Some(command)) => self.run_command(command, Purpose::Delete(key)),
+            Ok(None) => self.forget(key),
+            Err(error) => {
+                self.note(&chain(&error));
+                self.forget(key);
+            }
+        }
+    }
+
+    fn forget(&mut self, key: u32) {
+        let Some(container) = self.containers.remove(&key) else { return };
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            if let Some(fd) = container.output.fd(stream) {
+                self.epoll.remove(fd);
+            }
+        }
+        for deleter in container.deleters {
+            self.reply(deleter, Ok(DONE), None);
+        }
+    }
+
+    /// A command of an OCI runtime has ended.
+    pub(crate) fn command_ended(&mut self, key: u32, ended: Ended) {
+        let Some(running) = self.commands.remove(&key) else { return };
+        let outcome = running.command.finish(ended);
+        match running.purpose {
+            Purpose::Create(key) => self.create_command_ended(key, outcome),
+            Purpose::Start(key) => self.start_command_ended(key, outcome),
+            Purpose::Delete(key) => {
+                if let Err(error) = outcome {
+                    self.note(&chain(&error));
+                }
+                self.forget(key);
+            }
+            Purpose::Exec(key) => self.exec_command_ended(key, outcome),
+        }
+    }
+
+    fn create_command_ended(&mut self, key: u32, outcome: Result<crate::command::Outcome>) {
+        let made = outcome.and_then(|outcome| {
+            let pid = outcome.pid.ok_or_else(|| Error::Said("the runtime told no pid".into()))?;
+            let pidfd = pidfd::open(pid).step(|| format!("open the process {pid}"))?;
+            Ok((Process { pid, pidfd }, outcome.terminal))
+        });
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        match made {
+            Ok((init, terminal)) => {
+                let pid = init.pid;
+                container.init = Some(init);
+                if let Some(terminal) = terminal
+                    && let Err(error) = attach_terminal(container, Some(terminal))
+                {
+                    self.set_failure(key, chain(&error));
+                }
+                self.created(key);
+                self.claim(pid, Role::Init(key));
+            }
+            Err(error) => {
+                self.set_failure(key, chain(&error));
+                self.creation_failed(key, None);
+            }
+        }
+    }
+
+    fn start_command_ended(&mut self, key: u32, outcome: Result<crate::command::Outcome>) {
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        let Phase::Starting { asker, .. } = container.phase else { return };
+        match outcome {
+            Ok(_) => {
+                container.phase = Phase::Running;
+                self.reply(asker, Ok(DONE), None);
+            }
+            Err(error) => {
+                self.set_failure(key, chain(&error));
+                self.kill_init(key);
+            }
+        }
+    }
+
+    pub(crate) fn lifecycle_deadlines(&self) -> impl Iterator<Item = Instant> + '_ {
+        let creations = self.containers.values().filter_map(|container| match container.phase {
+            Phase::Creating { deadline, .. } => Some(deadline),
+            _ => None,
+        });
+        creations.chain(self.commands.values().map(|running| running.deadline))
+    }
+
+    pub(crate) fn lifecycle_tick(&mut self, now: Instant) {
+        let late = |container: &Container| matches!(container.phase, Phase::Creating { deadline, .. } if now >= deadline);
+        let keys: Vec<_> = self.containers.iter().filter(|(_, c)| late(c)).map(|(&key, _)| key).collect();
+        for key in keys {
+            self.set_failure(key, format!("it was not created within {} s", CREATE_TIMEOUT.as_secs()));
+            self.kill_init(key);
+            if let Some(Container { phase: Phase::Creating { deadline, .. }, .. }) = self.containers.get_mut(&key) {
+                *deadline = now + CREATE_TIMEOUT;
+            }
+        }
+        for running in self.commands.values_mut().filter(|running| now >= running.deadline) {
+            running.deadline = now + CREATE_TIMEOUT;
+            let _gone = pidfd::kill(&running.command.child.pidfd);
+        }
+    }
+}
+
+/// Pipes for what the container gets; with a terminal there are none, and its own ends are `/dev/null` until then.
+fn stdio_pairs(stdio: &pb::Stdio) -> Result<(Ends, ChildStdio)> {
+    let step = || "make the container's pipes";
+    let null = || rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step(|| "open /dev/null");
+    if stdio.terminal {
+        let child = ChildStdio { stdin: null()?, stdout: null()?, stderr: null()? };
+        return Ok((Ends { stdin: None, stdout: None, stderr: None }, child));
+    }
+    let pipe = || -> Result<_> {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).step(step)?;
+        rustix::io::ioctl_fionbio(&reader, true).step(step)?;
+        Ok((reader, writer))
+    };
+    let ((stdout, child_stdout), (stderr, child_stderr)) = (pipe()?, pipe()?);
+    let (child_stdin, stdin) = if stdio.stdin {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).step(step)?;
+        (reader, Some(writer))
+    } else {
+        (null()?, None)
+    };
+    let child = ChildStdio { stdin: child_stdin, stdout: child_stdout, stderr: child_stderr };
+    Ok((Ends { stdin, stdout: Some(stdout), stderr: Some(stderr) }, child))
+}
+
+fn receive_terminal(console: OwnedFd) -> Result<OwnedFd> {
+    use crisp_sys::fdpass::{Wait, receive};
+    let packet = receive(console, 4096, Wait::Never).step(|| "receive the terminal")?;
+    let fd = packet.and_then(|packet| packet.fds.into_iter().next());
+    fd.ok_or_else(|| Error::Said("init sent no terminal".into()))
+}
+
+/// The terminal's output is logged as stdout; its master is also what input goes to.
+fn attach_terminal(container: &mut Container, terminal: Option<OwnedFd>) -> Result<()> {
+    let Some(terminal) = terminal else { return Ok(()) };
+    let step = || "prepare the terminal";
+    rustix::io::ioctl_fionbio(&terminal, true).step(step)?;
+    container.stdin = Some(terminal.try_clone().step(step)?);
+    container.output.attach(Stream::Stdout, terminal);
+    Ok(())
+}

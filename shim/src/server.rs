@@ -1,0 +1,348 @@
+//! The supervisor of one pod: one thread, one wait.
+//!
+//! It owns the pod's processes, pipes, terminals, log files and exit records. It holds no policy: everything it needs comes in
+//! requests. Connections come and go; nothing here depends on one being there. Requests that take time are begun and answered
+//! by a later event, so that no container waits for another.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crisp_proto::supervisor as pb;
+use crisp_sys::clone::{SingleThreaded, claim_inherited, close_on_exec_from, watch_signals};
+use crisp_sys::pidfd::{self, Ended};
+use rustix::net::SocketFlags;
+
+use crate::cgroup::ExecGroup;
+use crate::connection::Connection;
+use crate::container::{Asker, Container, Exec, Process, RunningCommand};
+use crate::epoll::{Epoll, Interest, Token};
+use crate::error::{Result, Step as _, chain};
+use crate::log::Stream;
+use crate::output::{Pumped, Scratch};
+
+/// The listening socket.
+const LISTENER_FD: i32 = 3;
+/// Number of SIGCHLD.
+const SIGCHLD: i32 = 17;
+/// Exits kept of processes that nobody has claimed yet: an init may end before its launcher has reported it.
+const UNCLAIMED_MAX: usize = 64;
+/// Connections at a time; the daemon needs one, a new daemon one more.
+const CONNECTIONS_MAX: usize = 64;
+/// Packets taken from a connection before others get their turn.
+const REQUESTS_PER_TURN: usize = 16;
+/// Buffers are given back when nothing was read for this long.
+const SCRATCH_IDLE: Duration = Duration::from_millis(500);
+/// How often a tree that is being killed is looked at.
+const KILL_POLL: Duration = Duration::from_millis(5);
+/// The error log ends here.
+const ERROR_LOG_BYTES_MAX: u64 = 256 * 1024;
+
+/// Runs the supervisor; its exit code.
+pub(crate) fn main(args: impl Iterator<Item = OsString>) -> u8 {
+    let args: Vec<_> = args.collect();
+    let [flag, pod_dir] = args.as_slice() else { return 2 };
+    if flag != "--pod-dir" {
+        return 2;
+    }
+    let pod_dir = PathBuf::from(pod_dir);
+    let panics = pod_dir.clone();
+    std::panic::set_hook(Box::new(move |info| note(&panics, &info.to_string())));
+    match Server::new(pod_dir.clone()).and_then(|mut server| server.run()) {
+        Ok(()) => 0,
+        Err(error) => {
+            note(&pod_dir, &chain(&error));
+            1
+        }
+    }
+}
+
+/// Adds a line to the shim's own log, which exists only when there is something to say.
+fn note(pod_dir: &Path, text: &str) {
+    let path = pod_dir.join("shim.log");
+    if std::fs::metadata(&path).is_ok_and(|meta| meta.len() > ERROR_LOG_BYTES_MAX) {
+        return;
+    }
+    if let Ok(mut file) = std::fs::OpenOptions::new().append(true).create(true).open(path) {
+        let _nowhere_to_tell = writeln!(file, "{} {text}", crisp_domain::Timestamp::now().0);
+    }
+}
+
+/// What a child of the shim is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Init(u32),
+    Exec(u32),
+    Command(u32),
+    PodInit,
+}
+
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) single: SingleThreaded,
+    pod_dir: PathBuf,
+    pub(crate) epoll: Epoll,
+    listener: OwnedFd,
+    signals: OwnedFd,
+    connections: BTreeMap<u32, Connection>,
+    next_key: u32,
+    pub(crate) containers: BTreeMap<u32, Container>,
+    pub(crate) execs: BTreeMap<u32, Exec>,
+    pub(crate) commands: BTreeMap<u32, RunningCommand>,
+    pub(crate) pod_init: Option<Process>,
+    pub(crate) children: BTreeMap<i32, Role>,
+    unclaimed: VecDeque<(i32, Ended)>,
+    /// Groups of ended execs that still hold processes.
+    pub(crate) leftovers: Vec<ExecGroup>,
+    pub(crate) scratch: Scratch,
+    scratch_used: Option<Instant>,
+    /// Set when the shim is to end.
+    pub(crate) ending: Option<(Asker, Instant)>,
+}
+
+impl Server {
+    fn new(pod_dir: PathBuf) -> Result<Self> {
+        let listener = claim_inherited(LISTENER_FD).step(|| "claim the listening socket")?;
+        become_supervisor()?;
+        let signals = watch_signals(&[SIGCHLD]).step(|| "watch signals")?;
+        let epoll = Epoll::new().step(|| "make an epoll")?;
+        rustix::io::ioctl_fionbio(&listener, true).step(|| "make the listening socket not block")?;
+        epoll.add(&listener, Token::Listener).step(|| "watch the listening socket")?;
+        epoll.add(&signals, Token::Signals).step(|| "watch signals")?;
+        Ok(Self {
+            single: SingleThreaded::verify().step(|| "count the threads")?,
+            pod_dir,
+            epoll,
+            listener,
+            signals,
+            connections: BTreeMap::new(),
+            next_key: 0,
+            containers: BTreeMap::new(),
+            execs: BTreeMap::new(),
+            commands: BTreeMap::new(),
+            pod_init: None,
+            children: BTreeMap::new(),
+            unclaimed: VecDeque::new(),
+            leftovers: Vec::new(),
+            scratch: Scratch::default(),
+            scratch_used: None,
+            ending: None,
+        })
+    }
+
+    fn run(&mut self) -> Result<()> {
+        loop {
+            let tokens = self.epoll.wait(self.next_wake()).step(|| "wait for events")?;
+            for token in tokens {
+                self.handle(token);
+            }
+            self.tick();
+            if self.ended() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn handle(&mut self, token: Token) {
+        match token {
+            Token::Listener => self.accept(),
+            Token::Signals => self.reap(),
+            Token::Connection(key) => self.serve(key),
+            Token::Control(key) => self.control_ready(key),
+            Token::Stdout(key) => self.pump(key, Stream::Stdout),
+            Token::Stderr(key) => self.pump(key, Stream::Stderr),
+            Token::ExecControl(key) => self.exec_control_ready(key),
+        }
+    }
+
+    pub(crate) fn new_key(&mut self) -> u32 {
+        self.next_key = self.next_key.wrapping_add(1);
+        self.next_key
+    }
+
+    /// Tells the error log.
+    pub(crate) fn note(&self, text: &str) {
+        note(&self.pod_dir, text);
+    }
+
+    fn accept(&mut self) {
+        while let Ok(socket) =
+            rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
+        {
+            let key = self.new_key();
+            if self.connections.len() < CONNECTIONS_MAX && self.epoll.add(&socket, Token::Connection(key)).is_ok() {
+                self.connections.insert(key, Connection::new(socket));
+            }
+        }
+    }
+
+    fn serve(&mut self, key: u32) {
+        for _ in 0..REQUESTS_PER_TURN {
+            let Some(connection) = self.connections.get_mut(&key) else { return };
+            let received = connection.flush().and_then(|()| connection.receive());
+            match received {
+                Ok(Some(packet)) => self.request(key, packet),
+                Ok(None) => break,
+                Err(_) => {
+                    self.connections.remove(&key);
+                    return;
+                }
+            }
+        }
+        self.set_interest(key);
+    }
+
+    fn set_interest(&self, key: u32) {
+        let Some(connection) = self.connections.get(&key) else { return };
+        let interest = if connection.is_behind() { Interest::ReadWrite } else { Interest::Read };
+        let _closed = self.epoll.change(connection.fd(), Token::Connection(key), interest);
+    }
+
+    /// Sends to one connection; one that fails or fell too far behind is dropped.
+    fn send(&mut self, key: u32, message: &pb::Message, fd: Option<OwnedFd>) {
+        let Some(connection) = self.connections.get_mut(&key) else { return };
+        let was_behind = connection.is_behind();
+        if connection.send(message, fd).is_err() {
+            self.connections.remove(&key);
+        } else if connection.is_behind() != was_behind {
+            self.set_interest(key);
+        }
+    }
+
+    pub(crate) fn reply(&mut self, asker: Asker, result: Result<pb::reply::Result>, fd: Option<OwnedFd>) {
+        let result = result.unwrap_or_else(|error| pb::reply::Result::Failure(crate::service::failure(&error)));
+        let reply = pb::Reply { id: asker.request, result: Some(result) };
+        self.send(asker.connection, &pb::Message { kind: Some(pb::message::Kind::Reply(reply)) }, fd);
+    }
+
+    /// From now on the connection gets events.
+    pub(crate) fn greet(&mut self, key: u32) {
+        if let Some(connection) = self.connections.get_mut(&key) {
+            connection.greeted = true;
+        }
+    }
+
+    pub(crate) fn announce(&mut self, kind: pb::message::Kind) {
+        let message = pb::Message { kind: Some(kind) };
+        let keys: Vec<_> = self.connections.iter().filter(|(_, c)| c.greeted).map(|(&key, _)| key).collect();
+        for key in keys {
+            self.send(key, &message, None);
+        }
+    }
+
+    fn pump(&mut self, key: u32, stream: Stream) {
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        // Before the last descriptor goes: a process elsewhere may hold a duplicate, which would keep it in the epoll.
+        if container.output.pump(stream, &mut self.scratch, |fd| self.epoll.remove(fd)) != Pumped::Empty {
+            self.scratch_used = Some(Instant::now());
+        }
+    }
+
+    pub(crate) fn scratch_was_used(&mut self) {
+        self.scratch_used = Some(Instant::now());
+    }
+
+    /// Takes the status of every child that has ended, whoever's it was: the shim is a subreaper.
+    fn reap(&mut self) {
+        // What was signalled does not matter: one signal may stand for many children.
+        let mut info = [0u8; 128];
+        while rustix::io::read(&self.signals, &mut info).is_ok() {}
+        while let Ok(Some((pid, ended))) = pidfd::reap_any() {
+            match self.children.remove(&pid) {
+                Some(role) => self.child_ended(role, ended),
+                None => self.unclaimed_ended(pid, ended),
+            }
+        }
+    }
+
+    fn unclaimed_ended(&mut self, pid: i32, ended: Ended) {
+        if self.unclaimed.len() == UNCLAIMED_MAX {
+            self.unclaimed.pop_front();
+        }
+        self.unclaimed.push_back((pid, ended));
+    }
+
+    fn child_ended(&mut self, role: Role, ended: Ended) {
+        match role {
+            Role::Init(key) => self.init_ended(key, ended),
+            Role::Exec(key) => self.exec_ended(key, ended),
+            Role::Command(key) => self.command_ended(key, ended),
+            Role::PodInit => self.pod_init = None,
+        }
+    }
+
+    /// Registers a child. If it has ended already, that is handled now.
+    pub(crate) fn claim(&mut self, pid: i32, role: Role) {
+        if let Some(at) = self.unclaimed.iter().position(|(unclaimed, _)| *unclaimed == pid) {
+            if let Some((_, ended)) = self.unclaimed.remove(at) {
+                self.child_ended(role, ended);
+            }
+            return;
+        }
+        self.children.insert(pid, role);
+    }
+
+    fn next_wake(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let deadlines = self.lifecycle_deadlines().chain(self.exec_deadlines());
+        let scratch = self.scratch_used.map(|used| used + SCRATCH_IDLE);
+        let ending = self.ending.map(|(_, deadline)| deadline);
+        let next = deadlines.chain(scratch).chain(ending).min().map(|at| at.saturating_duration_since(now));
+        if self.is_killing_execs() { Some(next.map_or(KILL_POLL, |next| next.min(KILL_POLL))) } else { next }
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        self.lifecycle_tick(now);
+        self.exec_tick(now);
+        if self.scratch_used.is_some_and(|used| now >= used + SCRATCH_IDLE) {
+            self.scratch.release();
+            self.scratch_used = None;
+        }
+        if self.commands.is_empty() && self.containers.values().all(|container| container.launcher_done()) {
+            // Nobody can claim them any more.
+            self.unclaimed = VecDeque::new();
+        }
+    }
+
+    /// The end was asked for, and everything is reaped or had its time.
+    fn ended(&mut self) -> bool {
+        let Some((asker, deadline)) = self.ending else { return false };
+        if !self.children.is_empty() && Instant::now() < deadline {
+            return false;
+        }
+        self.reply(asker, Ok(pb::reply::Result::Done(pb::Done {})), None);
+        true
+    }
+}
+
+/// Detaches from the daemon's session and descriptors, and makes sure that orphans below become children.
+fn become_supervisor() -> Result<()> {
+    // A leader of a process group cannot, and is alone already.
+    let _leader = rustix::process::setsid();
+    close_on_exec_from(3).step(|| "close inherited descriptors")?;
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).step(|| "become a subreaper")?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .step(|| "become not dumpable")?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    rustix::process::chdir("/").step(|| "go to the root directory")?;
+    // Containers start from these groups.
+    rustix::thread::set_thread_groups(&[]).step(|| "leave the supplementary groups")?;
+    crisp_sys::clone::reset_signals().step(|| "reset the signals")?;
+    crate::process::set_oom_score_adj(Some(OOM_SCORE_ADJ))
+}
+
+/// The kernel shall rather end a container than its supervisor; where that may not be set, it stays.
+const OOM_SCORE_ADJ: i32 = -998;
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for connection in self.connections.values() {
+            self.epoll.remove(connection.fd());
+        }
+        self.epoll.remove(self.listener.as_fd());
+    }
+}

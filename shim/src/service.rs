@@ -1,0 +1,180 @@
+//! Requests: from the wire to what is done, and back.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use crisp_domain::ErrorKind;
+use crisp_proto::supervisor as pb;
+use crisp_sys::fdpass::Packet;
+use prost::Message as _;
+use pb::request::Call;
+
+use crate::container::{Asker, Kill, Phase, Process};
+use crate::error::{Error, Result, Step as _, chain};
+use crate::server::{Role, Server};
+
+/// The protocol that this shim speaks.
+const PROTOCOL: u32 = 1;
+/// How long the end of the shim waits for killed children.
+const ENDING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Number of SIGKILL.
+const SIGKILL: i32 = 9;
+
+/// What a request comes to at once; `None`: the answer comes later.
+pub(crate) type Answer = Result<Option<pb::reply::Result>>;
+
+const DONE: pb::reply::Result = pb::reply::Result::Done(pb::Done {});
+
+impl Server {
+    /// Handles one packet of a connection.
+    pub(crate) fn request(&mut self, connection: u32, packet: Packet) {
+        let Ok(request) = pb::Request::decode(packet.data.as_slice()) else {
+            self.note("a request could not be decoded");
+            return;
+        };
+        let asker = Asker { connection, request: request.id };
+        match self.call(asker, request.call, packet.fds) {
+            Ok(Some(result)) => self.reply(asker, Ok(result), None),
+            Ok(None) => {}
+            Err(error) => self.reply(asker, Err(error), None),
+        }
+    }
+
+    fn call(&mut self, asker: Asker, call: Option<Call>, fds: Vec<OwnedFd>) -> Answer {
+        let call = call.ok_or_else(|| Error::Unsupported("a request of this kind".into()))?;
+        if self.ending.is_some() && !matches!(call, Call::Hello(_)) {
+            return Err(Error::WrongState { id: "of this pod".into(), state: "being ended" });
+        }
+        match call {
+            Call::Hello(_) => {
+                self.greet(asker.connection);
+                Ok(Some(pb::reply::Result::State(self.state())))
+            }
+            Call::StartPodInit(order) => self.start_pod_init(&order).map(Some),
+            Call::Create(order) => self.create(asker, order).map(|()| None),
+            Call::Start(order) => self.start(asker, &order.container_id).map(|()| None),
+            Call::Signal(order) => self.signal(&order).map(|()| Some(DONE)),
+            Call::Exec(order) => self.exec(asker, order, fds).map(|()| None),
+            Call::ReopenLog(order) => self.reopen_log(&order.container_id).map(|()| Some(DONE)),
+            Call::Delete(order) => self.delete(asker, &order.container_id),
+            Call::Shutdown(_) => {
+                self.shutdown(asker);
+                Ok(None)
+            }
+        }
+    }
+
+    fn state(&self) -> pb::State {
+        pb::State {
+            protocol: PROTOCOL,
+            shim_pid: rustix::process::getpid().as_raw_nonzero().get(),
+            pod_init_pid: self.pod_init.as_ref().map_or(0, |init| init.pid),
+            containers: self.containers.values().filter_map(crate::container::Container::state).collect(),
+        }
+    }
+
+    fn start_pod_init(&mut self, order: &pb::StartPodInit) -> Result<pb::reply::Result> {
+        if let Some(init) = &self.pod_init {
+            return Err(Error::Exists { what: "the pod's init", id: init.pid.to_string() });
+        }
+        let child = crate::pod_init::start(self.single, order)?;
+        let started = started(child.pid)?;
+        self.pod_init = Some(Process { pid: child.pid, pidfd: child.pidfd });
+        self.claim(child.pid, Role::PodInit);
+        Ok(started)
+    }
+
+    fn signal(&mut self, order: &pb::Signal) -> Result<()> {
+        let key = self.find(&order.container_id)?;
+        let step = || format!("send signal {} to {}", order.signal, order.container_id);
+        if order.exec_id.is_empty() {
+            let init = self.containers.get(&key).and_then(|container| container.init.as_ref());
+            return init.map_or(Ok(()), |init| crisp_sys::pidfd::signal(&init.pidfd, order.signal).step(step));
+        }
+        let exec = self.execs.values_mut().find(|exec| exec.container == key && exec.id == order.exec_id);
+        let Some(exec) = exec else { return Ok(()) };
+        if order.signal == SIGKILL {
+            if exec.kill == Kill::No {
+                exec.kill = Kill::Asked;
+            }
+            return Ok(());
+        }
+        exec.process.as_ref().map_or(Ok(()), |process| crisp_sys::pidfd::signal(&process.pidfd, order.signal).step(step))
+    }
+
+    fn reopen_log(&mut self, id: &str) -> Result<()> {
+        let key = self.find(id)?;
+        let Some(container) = self.containers.get_mut(&key) else { return Ok(()) };
+        match container.phase {
+            Phase::Running => container.output.open(),
+            ref phase => Err(Error::WrongState { id: id.into(), state: phase.name() }),
+        }
+    }
+
+    fn shutdown(&mut self, asker: Asker) {
+        let inits = self.containers.values().filter_map(|container| container.init.as_ref());
+        let execs = self.execs.values().filter_map(|exec| exec.process.as_ref());
+        let commands = self.commands.values().map(|running| &running.command.child.pidfd);
+        let processes = inits.chain(execs).chain(&self.pod_init).map(|process| &process.pidfd);
+        let mut failed = Vec::new();
+        for pidfd in processes.chain(commands) {
+            failed.extend(crisp_sys::pidfd::kill(pidfd).err());
+        }
+        for error in failed {
+            self.note(&format!("kill at the end: {error}"));
+        }
+        self.ending = Some((asker, Instant::now() + ENDING_TIMEOUT));
+    }
+
+    /// The key of a container that is known.
+    pub(crate) fn find(&self, id: &str) -> Result<u32> {
+        let found = self.containers.iter().find(|(_, container)| container.id() == id);
+        found.map(|(&key, _)| key).ok_or_else(|| Error::NotFound { what: "container", id: id.into() })
+    }
+}
+
+/// Names the process for good, which is still a child that was not waited for.
+pub(crate) fn started(pid: i32) -> Result<pb::reply::Result> {
+    Ok(pb::reply::Result::Started(pb::Started { pid, start_time_ticks: start_time(pid)? }))
+}
+
+fn start_time(pid: i32) -> Result<u64> {
+    let path = format!("/proc/{pid}/stat");
+    let text = std::fs::read(&path).step(|| format!("read {path}"))?;
+    parse_start_time(&text).ok_or_else(|| Error::Said(format!("{path} has no start time")))
+}
+
+/// Field 22 of `/proc/<pid>/stat`. The second field is a name in brackets that may hold anything, brackets and spaces included.
+fn parse_start_time(stat: &[u8]) -> Option<u64> {
+    let after_name = stat.iter().rposition(|&byte| byte == b')')? + 1;
+    let rest = std::str::from_utf8(&stat[after_name..]).ok()?;
+    rest.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+}
+
+/// An error as the daemon is told.
+pub(crate) fn failure(error: &Error) -> pb::Failure {
+    let code = match error.kind() {
+        ErrorKind::NotFound => pb::Code::NotFound,
+        ErrorKind::Invalid => pb::Code::Invalid,
+        ErrorKind::Exists => pb::Code::Exists,
+        ErrorKind::WrongState => pb::Code::WrongState,
+        ErrorKind::Unsupported => pb::Code::Unsupported,
+        ErrorKind::Exhausted => pb::Code::Exhausted,
+        ErrorKind::NotReady | ErrorKind::Timeout | ErrorKind::Internal => pb::Code::Internal,
+    };
+    pb::Failure { code: code.into(), message: chain(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_time_is_found_behind_any_name() {
+        let fields = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20 21";
+        for name in ["sh", "a b", "x) S 1 2", ""] {
+            assert_eq!(parse_start_time(format!("12 ({name}) {fields}").as_bytes()), Some(4711), "{name}");
+        }
+        assert_eq!(parse_start_time(b"12 (sh) S 1"), None);
+    }
+}
