@@ -145,8 +145,8 @@ fn same_registry(a: &str, b: &str) -> bool {
 
 fn decode(text: &str) -> Result<(String, String), ImageError> {
     let bad = |reason| ImageError::Credentials { reason };
-    let bytes = STANDARD.decode(text.trim()).map_err(|_| bad("auth is not base64"))?;
-    let text = String::from_utf8(bytes).map_err(|_| bad("auth is not UTF-8"))?;
+    let bytes = STANDARD.decode(text.trim()).map_err(|_error| bad("auth is not base64"))?;
+    let text = String::from_utf8(bytes).map_err(|_error| bad("auth is not UTF-8"))?;
     let (user, password) = text.split_once(':').ok_or(bad("auth has no colon"))?;
     Ok((user.into(), password.trim_end_matches('\0').into()))
 }

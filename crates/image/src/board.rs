@@ -92,7 +92,7 @@ mod tests {
         let mut board = Board { images: vec![part] };
         let (mut early, mut late) = (Board::default(), Board::default());
         let resolved = Progress::Resolved { digest: digest.clone(), layers: 2, layers_missing: 1, bytes: 10 };
-        assert_eq!(board.since(&mut early), [resolved.clone()]);
+        assert_eq!(board.since(&mut early), std::slice::from_ref(&resolved));
         board.note(1, Some(4));
         board.note(0, Some(4));
         let bytes = |done| Progress::LayerBytes { digest: digest.clone(), done, total: 10 };

@@ -159,7 +159,7 @@ fn in_saved(archive: &Archive, saved: &Saved) -> Result<Found> {
     let config = manifest::parse_config(&saved.config, &config_bytes, Some(files.len()))?;
     let layers = files.iter().zip(&config.diff_ids).map(|(file, diff_id)| {
         let blob = archive.need(file)?;
-        let name = diff_id.as_str().parse().map_err(|_| archive.bad("a layer has no valid diff id"))?;
+        let name = diff_id.as_str().parse().map_err(|_error| archive.bad("a layer has no valid diff id"))?;
         Ok(Wanted { bytes: blob.len(), source: Source::File(blob, None), name, diff_id: diff_id.clone() })
     });
     let layers = layers.collect::<Result<_>>()?;

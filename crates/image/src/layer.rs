@@ -7,11 +7,12 @@
 //! ```
 //!
 //! All layers of an image run at once, up to a limit; each is a job by its chain id, so that pulls that want the same layer
-//! fetch it once. A layer waits for its parent only with its commit, and holds no permit then.
+//! fetch it once. A layer waits for its parent only with its commit, and holds no permit then; the parent's commit takes along
+//! what waits on top of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, BufRead, BufReader, Cursor, Read};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf as _, Bytes};
 use crisp_snapshot::{ChainId, DiffId, LayerStore, Limits, SnapshotError, StagedLayer};
@@ -54,11 +55,16 @@ pub(crate) struct Wanted {
 
 type LayerJob = Job<(), u64>;
 
+/// Staged layers with the same layer below.
+type Siblings = Vec<(ChainId, StagedLayer)>;
+
 /// Makes layers.
 #[derive(Debug)]
 pub(crate) struct Maker {
     pub(crate) layers: LayerStore,
     jobs: Jobs<ChainId, (), u64>,
+    /// Staged layers that wait for the one below, by its id.
+    waiting: Mutex<HashMap<Option<ChainId>, Siblings>>,
     /// How many are fetched at a time on the node.
     node: Arc<Semaphore>,
     per_image: usize,
@@ -73,6 +79,7 @@ impl Maker {
         Self {
             layers,
             jobs: Jobs::default(),
+            waiting: Mutex::default(),
             node: Arc::new(Semaphore::new(config.node_layers_parallel.max(1))),
             per_image: config.layers_parallel.max(1),
             progress_timeout: config.progress_timeout,
@@ -139,14 +146,44 @@ impl Maker {
             let _node = self.node.acquire().await.map_err(closed)?;
             self.stage(&work).await?
         };
+        let parked = self.park(&work, staged);
         if let Some(parent) = &work.parent {
             parent.wait(|_| ()).await?;
         }
-        let (layers, name) = (self.layers.clone(), work.wanted.name.clone());
-        let commit = move || layers.commit(staged, work.below.as_ref());
+        if self.layers.contains(&work.id).is_some() {
+            return Ok(());
+        }
+        // Gone but not here: whoever took it along failed, and its own error reached us above.
+        let Some(staged) = parked.take() else { return Err(ImageError::Cancelled { subject: subject() }) };
+        let (maker, name, id, below) =
+            (Arc::clone(&self), work.wanted.name.clone(), work.id.clone(), work.below.clone());
+        let commit = move || maker.layers.commit_all(maker.run_from(id, staged), below.as_ref());
         let committed = tokio::task::spawn_blocking(commit).await;
-        let committed = committed.map_err(|_| ImageError::Cancelled { subject: name.to_string() })?;
+        let committed = committed.map_err(|_error| ImageError::Cancelled { subject: subject() })?;
         committed.map(|_| ()).map_err(|source| ImageError::Layer { layer: name, source })
+    }
+
+    /// Keeps a staged layer where the one below finds it.
+    fn park<'a>(&'a self, work: &'a Work, staged: StagedLayer) -> Parked<'a> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.entry(work.below.clone()).or_default().push((work.id.clone(), staged));
+        Parked { maker: self, work }
+    }
+
+    /// A layer and those that wait on top of it: synced together, since a sync costs as much for one as for all.
+    fn run_from(&self, mut id: ChainId, staged: StagedLayer) -> Vec<StagedLayer> {
+        let mut run = vec![staged];
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let above = Some(id);
+            let Some(layers) = waiting.get_mut(&above) else { return run };
+            let Some((next, staged)) = layers.pop() else { return run };
+            if layers.is_empty() {
+                waiting.remove(&above);
+            }
+            run.push(staged);
+            id = next;
+        }
     }
 
     async fn stage(&self, work: &Work) -> Result<StagedLayer> {
@@ -246,6 +283,31 @@ impl Maker {
         });
         let cancelled = |_| ImageError::Cancelled { subject: work.wanted.name.to_string() };
         staged.await.map_err(cancelled)?
+    }
+}
+
+/// A staged layer that waits for the one below; whoever commits that one may take it along. Dropping this drops it.
+struct Parked<'a> {
+    maker: &'a Maker,
+    work: &'a Work,
+}
+
+impl Parked<'_> {
+    fn take(&self) -> Option<StagedLayer> {
+        let mut waiting = self.maker.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let layers = waiting.get_mut(&self.work.below)?;
+        let at = layers.iter().position(|(id, _)| *id == self.work.id)?;
+        let (_, staged) = layers.swap_remove(at);
+        if layers.is_empty() {
+            waiting.remove(&self.work.below);
+        }
+        Some(staged)
+    }
+}
+
+impl Drop for Parked<'_> {
+    fn drop(&mut self) {
+        drop(self.take());
     }
 }
 

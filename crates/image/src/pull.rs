@@ -116,7 +116,7 @@ async fn unchanged(
     if inner.index.published().by_name(reference).is_none() {
         return Ok(None);
     }
-    match session.peek(reference).await {
+    match session.peek(reference).await? {
         Some(digest) => known(inner, reference, &digest).await,
         None => Ok(None),
     }

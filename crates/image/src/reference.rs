@@ -104,7 +104,8 @@ fn parse(text: &str) -> Result<ImageRef, &'static str> {
     }
     let (rest, digest) = match text.split_once('@') {
         Some((rest, digest)) => {
-            let digest = digest.parse::<Digest>().map_err(|_| "what follows the @ is no sha256 digest")?;
+            let digest =
+                digest.parse::<Digest>().map_err(|_error| "what follows the @ is no sha256 digest")?;
             (rest, Some(digest))
         }
         None => (text, None),

@@ -65,7 +65,7 @@ impl Inner {
     ) -> Result<T> {
         let (inner, span) = (Arc::clone(self), Span::current());
         let done = tokio::task::spawn_blocking(move || span.in_scope(|| work(&inner))).await;
-        done.map_err(|_| ImageError::Cancelled { subject: label.to_string() })?
+        done.map_err(|_error| ImageError::Cancelled { subject: label.to_string() })?
     }
 }
 

@@ -62,7 +62,7 @@ impl Download<'_> {
     pub(crate) async fn run(&self, avoid: &mut BTreeSet<usize>) -> Result<(), Failed> {
         let mut state = State { hasher: Hasher::default(), offset: 0, attempts: Attempts::default() };
         let mut gave = Vec::new();
-        let done = self.from_hosts(avoid, &mut state, &mut gave).await;
+        let done = self.take_from_hosts(avoid, &mut state, &mut gave).await;
         // Of several that gave a part the last may be innocent, and is asked again for the whole.
         if gave.len() > 1 {
             gave.pop();
@@ -75,19 +75,20 @@ impl Download<'_> {
         Err(Failed::Final(state.attempts.into_error(subject)))
     }
 
-    async fn from_hosts(
+    async fn take_from_hosts(
         &self,
         avoid: &BTreeSet<usize>,
         state: &mut State,
         gave: &mut Vec<usize>,
     ) -> Result<bool, Failed> {
         let path = format!("/{}/blobs/{}", self.session.repository, self.descriptor.digest);
-        for (n, host) in self.session.endpoints.iter().enumerate().filter(|(_, s)| s.endpoint.pulls) {
+        for (n, host) in self.session.endpoints.iter().enumerate().filter(|(_, s)| s.endpoint.serves.pulls())
+        {
             if avoid.contains(&n) || (host.endpoint.instead && state.attempts.is_settled()) {
                 continue;
             }
             let before = state.offset;
-            let whole = self.from_host(host, &path, state).await;
+            let whole = self.take_from(host, &path, state).await;
             if state.offset > before || matches!(whole, Ok(true)) {
                 gave.push(n);
             }
@@ -99,7 +100,7 @@ impl Download<'_> {
     }
 
     /// Takes what it can from one host; `false` when that is not all.
-    async fn from_host(&self, host: &EndpointState, path: &str, state: &mut State) -> Result<bool, Failed> {
+    async fn take_from(&self, host: &EndpointState, path: &str, state: &mut State) -> Result<bool, Failed> {
         let mut barren = 0;
         while barren < BARREN_MAX {
             let ask = Ask { method: Method::GET, path, accept: &[], offset: state.offset, meter: self.meter };
@@ -111,7 +112,7 @@ impl Download<'_> {
                 }
             };
             let before = state.offset;
-            match self.take(host, response, state).await? {
+            match self.read(host, response, state).await? {
                 None => return Ok(true),
                 Some(attempt) => state.attempts.0.push(attempt),
             }
@@ -123,7 +124,7 @@ impl Download<'_> {
     }
 
     /// Reads one answer to its end: `None` when the blob is whole, else what went wrong.
-    async fn take(
+    async fn read(
         &self,
         host: &EndpointState,
         mut response: Response,
@@ -142,7 +143,8 @@ impl Download<'_> {
         loop {
             let chunk = match self.meter.wait(tokio::time::timeout(silence, response.chunk())).await {
                 Ok(Ok(Some(chunk))) => chunk,
-                Ok(Ok(None)) if state.offset == self.descriptor.size => return Ok(None),
+                // All is here, however the connection ended.
+                Ok(Ok(None) | Err(_)) | Err(_) if state.offset == self.descriptor.size => return Ok(None),
                 Ok(Ok(None)) => return unavailable(format!("the blob ended at byte {}", state.offset)),
                 Ok(Err(error)) => return unavailable(chain(&error.without_url())),
                 Err(_) => return unavailable(format!("nothing came for {} s", silence.as_secs())),
@@ -163,7 +165,7 @@ impl Download<'_> {
             return Err(Failed::Wrong(self.mismatch(format!("more than {} bytes", self.descriptor.size))));
         }
         state.hasher.update(&bytes);
-        self.sink.send(Piece::Bytes(bytes)).await.map_err(|_| Failed::Receiver)?;
+        self.sink.send(Piece::Bytes(bytes)).await.map_err(|_error| Failed::Receiver)?;
         (self.progress)(state.offset);
         Ok(())
     }
@@ -173,7 +175,7 @@ impl Download<'_> {
         if found != self.descriptor.digest {
             return Err(Failed::Wrong(self.mismatch(found.to_string())));
         }
-        self.sink.send(Piece::End).await.map_err(|_| Failed::Receiver)
+        self.sink.send(Piece::End).await.map_err(|_error| Failed::Receiver)
     }
 
     fn mismatch(&self, found: String) -> ImageError {

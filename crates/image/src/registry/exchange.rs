@@ -8,7 +8,7 @@ use reqwest::Response;
 use serde::Deserialize;
 use url::Url;
 
-use super::hosts::authority;
+use super::hosts::{Scheme, authority};
 use super::meter::Meter;
 use super::session::{EndpointState, Session};
 use super::token::Asker;
@@ -111,7 +111,7 @@ impl Session {
             let ours = state.is_same_host(&url);
             let response = self.send(state, ask, &url, authorization.filter(|_| ours)).await?;
             let Some(next) = redirect(&response, &url)? else { return Ok((response, ours)) };
-            if state.endpoint.https && next.scheme() != "https" {
+            if state.endpoint.scheme == Scheme::Https && Scheme::of(&next) == Scheme::Http {
                 return Err(Refusal::last(Failure::Other, "it redirects from https to something else"));
             }
             url = next;

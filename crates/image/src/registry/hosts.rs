@@ -42,19 +42,70 @@ pub(crate) struct Endpoint {
     pub(crate) base: String,
     /// `host[:port]`, lower case.
     pub(crate) host: String,
-    pub(crate) https: bool,
+    pub(crate) scheme: Scheme,
     /// The registry that it stands in for, sent as the query parameter `ns`.
     pub(crate) namespace: Option<String>,
     /// Another scheme of the endpoint before: for when that one was not reached, or was no registry.
     pub(crate) instead: bool,
-    /// Whether it may say what a tag means.
-    pub(crate) resolves: bool,
-    /// Whether content may come from it.
-    pub(crate) pulls: bool,
+    pub(crate) serves: Serves,
     /// Sent with every request to this very host.
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     pub(crate) tls: TlsSettings,
     pub(crate) dial_timeout: Option<Duration>,
+}
+
+/// How a host is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    Http,
+    Https,
+}
+
+impl Scheme {
+    /// That of a URL; all but `https` is taken for plain.
+    pub(crate) fn of(url: &url::Url) -> Self {
+        if url.scheme() == "https" { Self::Https } else { Self::Http }
+    }
+
+    /// The settings, if they matter.
+    pub(crate) fn tls(self, settings: &TlsSettings) -> Option<&TlsSettings> {
+        match self {
+            Self::Http => None,
+            Self::Https => Some(settings),
+        }
+    }
+}
+
+/// What a host is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Serves {
+    All,
+    /// Content by its digest; not what a tag means.
+    Content,
+    /// What a tag means, and no content.
+    Tags,
+    Nothing,
+}
+
+impl Serves {
+    fn of(capabilities: &[&str]) -> Self {
+        match (capabilities.contains(&"resolve"), capabilities.contains(&"pull")) {
+            (true, true) => Self::All,
+            (false, true) => Self::Content,
+            (true, false) => Self::Tags,
+            (false, false) => Self::Nothing,
+        }
+    }
+
+    /// Whether it may say what a tag means.
+    pub(crate) fn resolves(self) -> bool {
+        matches!(self, Self::All | Self::Tags)
+    }
+
+    /// Whether content may come from it.
+    pub(crate) fn pulls(self) -> bool {
+        matches!(self, Self::All | Self::Content)
+    }
 }
 
 /// How a TLS host is verified, and what we show it.
@@ -116,8 +167,7 @@ fn read(path: &Path) -> std::io::Result<Option<String>> {
 /// The keys that a host and the top level share.
 #[derive(Clone)]
 struct Options {
-    resolves: bool,
-    pulls: bool,
+    serves: Serves,
     headers: Vec<(HeaderName, HeaderValue)>,
     tls: TlsSettings,
     override_path: bool,
@@ -127,8 +177,7 @@ struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            resolves: true,
-            pulls: true,
+            serves: Serves::All,
             headers: Vec::new(),
             tls: TlsSettings::default(),
             override_path: false,
@@ -180,7 +229,7 @@ fn options(table: &Table, dir: &Path) -> Result<Options, String> {
     let mut options = Options { override_path: flag("override_path")?, ..Options::default() };
     if let Some(value) = table.get("capabilities") {
         let names = strings(value).ok_or("capabilities is not a list of strings")?;
-        (options.resolves, options.pulls) = (names.contains(&"resolve"), names.contains(&"pull"));
+        options.serves = Serves::of(&names);
     }
     if let Some(value) = table.get("ca") {
         let files = strings(value).ok_or("ca is not a string or a list of strings")?;
@@ -234,11 +283,11 @@ fn headers(table: &Table) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
     for (name, value) in table {
         let values =
             strings(value).ok_or_else(|| format!("header {name:?} is not a string or a list of strings"))?;
-        let parsed = HeaderName::try_from(name).map_err(|_| format!("{name:?} is no header name"))?;
+        let parsed = HeaderName::try_from(name).map_err(|_error| format!("{name:?} is no header name"))?;
         for value in values {
             // The value may be a credential: it does not belong in the message.
             let mut value =
-                HeaderValue::try_from(value).map_err(|_| format!("bad value of header {name:?}"))?;
+                HeaderValue::try_from(value).map_err(|_error| format!("bad value of header {name:?}"))?;
             value.set_sensitive(true);
             headers.push((parsed.clone(), value));
         }
@@ -273,9 +322,9 @@ fn duration(text: &str) -> Option<Duration> {
 fn at(url: &str, registry: &str, options: Options) -> Result<Vec<Endpoint>, String> {
     let url = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
     let parsed = url::Url::parse(&url).map_err(|e| e.to_string())?;
-    let https = match parsed.scheme() {
-        "https" => true,
-        "http" => false,
+    let scheme = match parsed.scheme() {
+        "https" => Scheme::Https,
+        "http" => Scheme::Http,
         other => return Err(format!("scheme {other:?} is neither http nor https")),
     };
     if !parsed.username().is_empty() || parsed.password().is_some() {
@@ -283,9 +332,9 @@ fn at(url: &str, registry: &str, options: Options) -> Result<Vec<Endpoint>, Stri
     }
     let host = authority(&parsed).ok_or("it has no host")?;
     let path = parsed.path().trim_end_matches('/');
-    let both = !https && !options.tls.is_default() && parsed.port().is_some();
-    let schemes: &[bool] = if both { &[true, false] } else { &[https] };
-    Ok(ways(schemes.iter().map(|https| endpoint(*https, &host, path, registry, options.clone())).collect()))
+    let both = scheme == Scheme::Http && !options.tls.is_default() && parsed.port().is_some();
+    let schemes: &[Scheme] = if both { &[Scheme::Https, Scheme::Http] } else { &[scheme] };
+    Ok(ways(schemes.iter().map(|scheme| endpoint(*scheme, &host, path, registry, options.clone())).collect()))
 }
 
 /// `host[:port]` of a URL, without a port that is the scheme's own.
@@ -299,14 +348,16 @@ fn own(registry: &str, options: Options) -> Vec<Endpoint> {
     let host = api_host(registry).to_ascii_lowercase();
     let port = host.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
     if !is_loopback(&host) || port.is_none_or(|p| p == 443) {
-        return vec![endpoint(true, &host, "", registry, options)];
+        return vec![endpoint(Scheme::Https, &host, "", registry, options)];
     }
     // A registry on this machine: plain first unless TLS was set up for it.
     let explicit = !options.tls.is_default();
     let mut lax = options.clone();
     lax.tls.skip_verify |= !explicit;
-    let (https, http) =
-        (endpoint(true, &host, "", registry, lax), endpoint(false, &host, "", registry, options));
+    let (https, http) = (
+        endpoint(Scheme::Https, &host, "", registry, lax),
+        endpoint(Scheme::Http, &host, "", registry, options),
+    );
     ways(if explicit { vec![https, http] } else { vec![http, https] })
 }
 
@@ -329,18 +380,20 @@ pub(crate) fn is_loopback(host: &str) -> bool {
     name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-fn endpoint(https: bool, host: &str, path: &str, registry: &str, options: Options) -> Endpoint {
-    let scheme = if https { "https" } else { "http" };
+fn endpoint(scheme: Scheme, host: &str, path: &str, registry: &str, options: Options) -> Endpoint {
+    let prefix = match scheme {
+        Scheme::Http => "http",
+        Scheme::Https => "https",
+    };
     let version = if options.override_path || path.ends_with("/v2") { "" } else { "/v2" };
     let same = host.eq_ignore_ascii_case(registry) || host.eq_ignore_ascii_case(api_host(registry));
     Endpoint {
-        base: format!("{scheme}://{host}{path}{version}"),
+        base: format!("{prefix}://{host}{path}{version}"),
         host: host.into(),
-        https,
+        scheme,
         instead: false,
         namespace: (!same).then(|| registry.into()),
-        resolves: options.resolves,
-        pulls: options.pulls,
+        serves: options.serves,
         headers: options.headers,
         tls: options.tls,
         dial_timeout: options.dial_timeout,

@@ -28,7 +28,7 @@ fn a_registry_without_configuration_is_asked_itself() {
     ] {
         let found = endpoints(&[], registry);
         assert_eq!(bases(&found), expected, "{registry}");
-        assert!(found.iter().all(|e| e.namespace.is_none() && e.resolves && e.pulls));
+        assert!(found.iter().all(|e| e.namespace.is_none() && e.serves == Serves::All));
         assert_eq!(
             found.last().unwrap().tls.skip_verify,
             registry.ends_with(":5000") && is_loopback(registry)
@@ -87,7 +87,7 @@ fn every_key_is_understood_and_the_order_is_the_files() {
         ]
     );
     let z = &found[0];
-    assert!(!z.resolves && z.pulls && z.tls.skip_verify);
+    assert!(z.serves == Serves::Content && z.tls.skip_verify);
     assert_eq!(z.tls.ca, [PathBuf::from("/conf/a.pem"), "/abs/b.pem".into()]);
     assert_eq!(
         z.tls.client,
@@ -97,7 +97,7 @@ fn every_key_is_understood_and_the_order_is_the_files() {
     let headers: Vec<_> = z.headers.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
     assert_eq!(headers, [("x-one", "1"), ("x-two", "a"), ("x-two", "b")]);
     assert!(found.iter().all(|e| e.namespace.as_deref() == Some("docker.io")));
-    assert!(found[1].resolves && !found[1].https);
+    assert!(found[1].serves == Serves::All && found[1].scheme == Scheme::Http);
     assert_eq!(found[2].tls.client, [("/conf/pair.pem".into(), None)]);
     assert_eq!(found[3].tls.ca, [PathBuf::from("/conf/top.pem")]);
 }

@@ -83,15 +83,19 @@ mod tests {
 
     const WINDOW: Duration = Duration::from_secs(300);
 
-    async fn run(step: Duration, bytes: usize, on_network: bool) -> Result<(), Stalled> {
+    enum On {
+        Network,
+        Disk,
+    }
+
+    async fn run(step: Duration, bytes: usize, on: On) -> Result<(), Stalled> {
         let meter = Meter::default();
         let work = async {
             for _ in 0..100 {
                 let step = tokio::time::sleep(step);
-                if on_network {
-                    meter.wait(step).await
-                } else {
-                    step.await
+                match on {
+                    On::Network => meter.wait(step).await,
+                    On::Disk => step.await,
                 }
                 meter.add(bytes);
             }
@@ -102,10 +106,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_trickle_is_no_progress() {
         let second = Duration::from_secs(1);
-        assert!(run(10 * second, 16, true).await.is_err());
-        assert!(run(10 * second, 1024, true).await.is_ok());
-        assert!(run(400 * second, 1 << 20, true).await.is_err());
-        assert!(run(400 * second, 0, false).await.is_ok(), "it did not wait for the network");
+        assert!(run(10 * second, 16, On::Network).await.is_err());
+        assert!(run(10 * second, 1024, On::Network).await.is_ok());
+        assert!(run(400 * second, 1 << 20, On::Network).await.is_err());
+        assert!(run(400 * second, 0, On::Disk).await.is_ok(), "it did not wait for the network");
     }
 
     #[tokio::test(start_paused = true)]

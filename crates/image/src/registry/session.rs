@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderValue, Method};
 use url::Url;
 
 use super::exchange::{Ask, body_bounded};
-use super::hosts::{Endpoint, authority, endpoints};
+use super::hosts::{Endpoint, Scheme, authority, endpoints};
 use super::meter::Meter;
 use super::tls::Clients;
 use super::token::Tokens;
@@ -77,10 +77,10 @@ impl EndpointState {
     }
 
     pub(super) fn is_same_host(&self, url: &Url) -> bool {
-        let https = url.scheme() == "https";
+        let scheme = Scheme::of(url);
         // The base went through the same parser, so equal hosts are spelled alike.
         let own = Url::parse(&self.endpoint.base).ok().and_then(|own| authority(&own));
-        https == self.endpoint.https && own.is_some() && own == authority(url)
+        scheme == self.endpoint.scheme && own.is_some() && own == authority(url)
     }
 }
 
@@ -118,18 +118,24 @@ impl Session {
     }
 
     /// What the registry says the tag points to, without its document; `None` when it does not say.
-    pub(crate) async fn peek(&self, reference: &ImageRef) -> Option<Digest> {
+    ///
+    /// # Errors
+    /// [`ImageError::RegistryUnavailable`] when no host could be reached: asking for the document would end alike.
+    pub(crate) async fn peek(&self, reference: &ImageRef) -> Result<Option<Digest>> {
         let path = format!("/{}/manifests/{}", self.repository, reference.target_text());
-        let meter = Meter::default();
+        let (meter, mut attempts) = (Meter::default(), Attempts::default());
         let ask =
             Ask { method: Method::HEAD, path: &path, accept: &MANIFEST_TYPES, offset: 0, meter: &meter };
-        for state in self.endpoints.iter().filter(|s| s.endpoint.resolves) {
+        for state in self.endpoints.iter().filter(|s| s.endpoint.serves.resolves()) {
             let window = self.registry.config.progress_timeout;
-            if let Ok(Ok(response)) = meter.guard(window, self.ask(state, &ask)).await {
-                return content_digest(response.headers());
+            match meter.guard(window, self.ask(state, &ask)).await {
+                Ok(Ok(response)) => return Ok(content_digest(response.headers())),
+                Ok(Err(attempt)) => attempts.0.push(attempt),
+                Err(_) => return Err(ImageError::Stalled { reference: reference.to_string(), window }),
             }
         }
-        None
+        let away = !attempts.0.is_empty() && attempts.0.iter().all(|a| a.failure == Failure::Unavailable);
+        if away { Err(attempts.into_error(reference.to_string())) } else { Ok(None) }
     }
 
     /// The document that a reference points to.
@@ -179,7 +185,8 @@ impl Session {
         let meter = Meter::default();
         let window = self.registry.config.progress_timeout;
         // Who may only serve content is not asked what a tag means.
-        let able = |e: &Endpoint| if wanted.digest.is_some() { e.pulls } else { e.resolves };
+        let able =
+            |e: &Endpoint| if wanted.digest.is_some() { e.serves.pulls() } else { e.serves.resolves() };
         for state in self.endpoints.iter().filter(|s| able(&s.endpoint)) {
             if state.endpoint.instead && attempts.is_settled() {
                 continue;
@@ -207,7 +214,8 @@ impl Session {
         let silence = self.registry.config.silence_max;
         let body = meter.wait(tokio::time::timeout(silence, body_bounded(response, wanted.bytes_max))).await;
         let unavailable = |reason: String| state.attempt(Failure::Unavailable, reason);
-        let bytes = body.map_err(|_| unavailable("the answer broke off".into()))?.map_err(unavailable)?;
+        let bytes =
+            body.map_err(|_error| unavailable("the answer broke off".into()))?.map_err(unavailable)?;
         let digest = Digest::of(&bytes);
         // By tag, the registry's own word is all there is to compare with.
         match wanted.digest.or(announced.as_ref()) {
@@ -224,8 +232,8 @@ impl Session {
             return state.client.clone();
         }
         let (registry, endpoint) = (Arc::clone(&self.registry), state.endpoint.clone());
-        let (https, host) = (url.scheme() == "https", authority(url).unwrap_or_default());
-        let made = tokio::task::spawn_blocking(move || registry.clients.for_other(&endpoint, https, &host));
+        let (scheme, host) = (Scheme::of(url), authority(url).unwrap_or_default());
+        let made = tokio::task::spawn_blocking(move || registry.clients.for_other(&endpoint, scheme, &host));
         made.await.map_err(|e| e.to_string())?
     }
 }

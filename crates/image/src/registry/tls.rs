@@ -13,7 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tracing::warn;
 
-use super::hosts::{Endpoint, TlsSettings};
+use super::hosts::{Endpoint, Scheme, TlsSettings, is_loopback};
 use crate::config::ProxySource;
 use crate::digest::{Digest, Hasher};
 use crate::error::chain;
@@ -65,8 +65,7 @@ impl Clients {
     ///
     /// The error is a text for the attempt's reason.
     pub(crate) fn for_endpoint(&self, endpoint: &Endpoint) -> Result<reqwest::Client, String> {
-        let direct = super::hosts::is_loopback(&endpoint.host);
-        self.get(endpoint.https.then_some(&endpoint.tls), endpoint.dial_timeout, direct)
+        self.get(endpoint.scheme.tls(&endpoint.tls), endpoint.dial_timeout, &endpoint.host)
     }
 
     /// The client for another host that the endpoint sends us to. It trusts the same authorities, since storage often stands
@@ -74,25 +73,25 @@ impl Clients {
     pub(crate) fn for_other(
         &self,
         endpoint: &Endpoint,
-        https: bool,
+        scheme: Scheme,
         host: &str,
     ) -> Result<reqwest::Client, String> {
         let tls = TlsSettings { client: Vec::new(), ..endpoint.tls.clone() };
-        self.get(https.then_some(&tls), endpoint.dial_timeout, super::hosts::is_loopback(host))
+        self.get(scheme.tls(&tls), endpoint.dial_timeout, host)
     }
 
     fn get(
         &self,
         tls: Option<&TlsSettings>,
         dial: Option<Duration>,
-        direct: bool,
+        host: &str,
     ) -> Result<reqwest::Client, String> {
         let files = tls.map(Files::read).transpose()?;
         let settings = tls.zip(files.as_ref()).map(|(tls, files)| (tls.clone(), files.digest()));
         let key = Key {
             tls: settings,
             dial_timeout: dial.unwrap_or(DIAL_TIMEOUT),
-            direct: direct || self.proxy == ProxySource::Off,
+            direct: self.proxy == ProxySource::Off || is_loopback(host),
         };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.retain(|k| k.since.elapsed() < CLIENT_AGE_MAX);

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::exchange::{body_bounded, status_text};
-use super::hosts::{Endpoint, authority, is_loopback};
+use super::hosts::{Endpoint, Scheme, authority, is_loopback};
 use super::meter::Meter;
 use super::tls::Clients;
 use crate::auth::{Auth, basic};
@@ -142,7 +142,8 @@ impl Tokens {
 }
 
 fn sensitive(text: &str) -> Result<HeaderValue, NoAuth> {
-    let mut value = HeaderValue::try_from(text).map_err(|_| denied("the credentials do not fit a header"))?;
+    let mut value =
+        HeaderValue::try_from(text).map_err(|_error| denied("the credentials do not fit a header"))?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -196,9 +197,9 @@ async fn ask(asker: &Asker<'_>, key: &TokenKey) -> Result<Token, NoAuth> {
 
 /// The token server's URL; credentials never leave a TLS registry for a plain one.
 fn realm(endpoint: &Endpoint, text: &str) -> Result<Url, NoAuth> {
-    let url = Url::parse(text).map_err(|_| denied("the challenge names no valid token server"))?;
+    let url = Url::parse(text).map_err(|_error| denied("the challenge names no valid token server"))?;
     let host = authority(&url).ok_or_else(|| denied("the challenge names no valid token server"))?;
-    let plain_is_fine = !endpoint.https || is_loopback(&host);
+    let plain_is_fine = endpoint.scheme == Scheme::Http || is_loopback(&host);
     match url.scheme() {
         "https" => Ok(url),
         "http" if plain_is_fine => Ok(url),
@@ -212,7 +213,7 @@ async fn send(asker: &Asker<'_>, url: &Url, form: Option<String>) -> Result<(Sta
         reason: format!("token server {host}: {reason}"),
         failure: Failure::Unavailable,
     };
-    let client = asker.clients.for_other(asker.endpoint, url.scheme() == "https", &host).map_err(away)?;
+    let client = asker.clients.for_other(asker.endpoint, Scheme::of(url), &host).map_err(away)?;
     let mut request = match &form {
         Some(_) => client.request(Method::POST, url.clone()),
         None => client.request(Method::GET, url.clone()),
@@ -229,7 +230,7 @@ async fn send(asker: &Asker<'_>, url: &Url, form: Option<String>) -> Result<(Sta
         Ok((status, body_bounded(response, TOKEN_BYTES_MAX).await?))
     };
     let answer = asker.meter.wait(tokio::time::timeout(asker.silence_max, exchange)).await;
-    let answer = answer.map_err(|_| away("no answer in time".into()))?.map_err(away)?;
+    let answer = answer.map_err(|_error| away("no answer in time".into()))?.map_err(away)?;
     asker.meter.answered();
     Ok(answer)
 }
@@ -248,7 +249,7 @@ fn token_of(realm: &Url, status: StatusCode, body: &[u8]) -> Result<Token, NoAut
         });
     }
     let answer: Answer = serde_json::from_slice(body)
-        .map_err(|_| denied(format!("token server {host}: its answer is no token")))?;
+        .map_err(|_error| denied(format!("token server {host}: its answer is no token")))?;
     let text = if answer.token.is_empty() { answer.access_token } else { answer.token };
     if text.is_empty() {
         return Err(denied(format!("token server {host}: its answer has no token")));
@@ -355,7 +356,7 @@ mod tests {
         assert!(realm(&endpoint, "http://t.io/token").is_err());
         assert!(realm(&endpoint, "file:///etc/passwd").is_err());
         assert!(realm(&endpoint, "").is_err());
-        endpoint.https = false;
+        endpoint.scheme = Scheme::Http;
         assert!(realm(&endpoint, "http://t.io/token").is_ok());
     }
 }

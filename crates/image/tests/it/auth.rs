@@ -1,5 +1,5 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -133,8 +133,12 @@ async fn basic_authentication_comes_after_a_refusal() {
 #[tokio::test]
 async fn credentials_for_another_host_are_not_sent() {
     let (fake, node) = (with_basic().await, Node::new());
-    let fields =
-        AuthFields { username: "u", password: "p", server_address: "https://other.io", ..AuthFields::default() };
+    let fields = AuthFields {
+        username: "u",
+        password: "p",
+        server_address: "https://other.io",
+        ..AuthFields::default()
+    };
     let auth = Auth::from_fields(&fields).unwrap();
     assert!(node.images.pull(&format!("{}/app:v1", fake.host()), auth, &|_| ()).await.is_err());
     assert!(fake.log().iter().all(|r| r.header("authorization").is_none()));
@@ -158,7 +162,9 @@ async fn a_redirect_to_another_host_takes_no_credentials_along() {
     let name = format!("{}/app:v1", fake.host());
     node.images.pull(&name, user("u", "p"), &|_| ()).await.unwrap();
     assert_eq!(store.log().len(), 2);
-    assert!(store.log().iter().all(|r| r.header("authorization").is_none() && r.query.contains("X-Signature")));
+    assert!(
+        store.log().iter().all(|r| r.header("authorization").is_none() && r.query.contains("X-Signature"))
+    );
 
     // The other host's address may be a credential in itself.
     store.hook(|_, _, _| Reply::status(403));

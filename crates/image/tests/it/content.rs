@@ -67,7 +67,8 @@ pub(crate) fn layer(name: &str, bytes: usize) -> Layer {
 
 /// Bytes that look random and are the same each time.
 pub(crate) fn noise(seed: &str, bytes: usize) -> Vec<u8> {
-    let mut state = seed.bytes().fold(0x9e37_79b9_7f4a_7c15u64, |s, b| (s ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let mut state =
+        seed.bytes().fold(0x9e37_79b9_7f4a_7c15u64, |s, b| (s ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     let next = || {
         state ^= state << 13;
         state ^= state >> 7;
@@ -125,14 +126,22 @@ impl TestImage {
     /// Puts it into a registry's repository under a tag and its digest.
     pub(crate) fn publish(&self, fake: &Fake, repository: &str, tag: &str) {
         fake.put(&format!("/v2/{repository}/manifests/{tag}"), self.manifest_type, self.manifest.clone());
-        fake.put(&format!("/v2/{repository}/manifests/{}", self.digest()), self.manifest_type, self.manifest.clone());
+        fake.put(
+            &format!("/v2/{repository}/manifests/{}", self.digest()),
+            self.manifest_type,
+            self.manifest.clone(),
+        );
         self.publish_blobs(fake, repository);
     }
 
     pub(crate) fn publish_blobs(&self, fake: &Fake, repository: &str) {
         let blobs = self.layers.iter().map(|l| &l.blob).chain([&self.config]);
         for blob in blobs {
-            fake.put(&format!("/v2/{repository}/blobs/{}", Digest::of(blob)), "application/octet-stream", blob.clone());
+            fake.put(
+                &format!("/v2/{repository}/blobs/{}", Digest::of(blob)),
+                "application/octet-stream",
+                blob.clone(),
+            );
         }
     }
 }
@@ -175,7 +184,9 @@ impl Node {
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         let layers = loop {
             match LayerStore::open(dir.path()) {
-                Err(SnapshotError::InUse { .. }) if std::time::Instant::now() < deadline => std::thread::yield_now(),
+                Err(SnapshotError::InUse { .. }) if std::time::Instant::now() < deadline => {
+                    std::thread::yield_now()
+                }
                 opened => break opened.unwrap(),
             }
         };
@@ -183,7 +194,10 @@ impl Node {
         Self { dir, layers, images }
     }
 
-    pub(crate) async fn pull(&self, reference: &str) -> crisp_image::Result<std::sync::Arc<crisp_image::Image>> {
+    pub(crate) async fn pull(
+        &self,
+        reference: &str,
+    ) -> crisp_image::Result<std::sync::Arc<crisp_image::Image>> {
         self.images.pull(reference, Auth::Anonymous, &|_| ()).await
     }
 
@@ -196,7 +210,11 @@ impl Node {
 
     /// The content of a file in one of the image's layers.
     pub(crate) fn file(&self, image: &crisp_image::Image, path: &str) -> Option<Vec<u8>> {
-        image.chain.iter().rev().find_map(|chain| std::fs::read(self.layers.layer_path(chain).join(path)).ok())
+        image
+            .chain
+            .iter()
+            .rev()
+            .find_map(|chain| std::fs::read(self.layers.layer_path(chain).join(path)).ok())
     }
 }
 
@@ -213,7 +231,9 @@ pub(crate) async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+    tokio::time::timeout(Duration::from_secs(20), wait)
+        .await
+        .unwrap_or_else(|_| panic!("not in time: {what}"));
 }
 
 /// A whole error, as a log would have it.

@@ -125,7 +125,8 @@ impl Fake {
     /// Requests as `GET /path`, without the API's root, sorted.
     pub(crate) fn asked(&self) -> Vec<String> {
         let log = self.log();
-        let mut asked: Vec<_> = log.iter().map(|r| format!("{} {}", r.method, r.path.replace("/v2/", ""))).collect();
+        let mut asked: Vec<_> =
+            log.iter().map(|r| format!("{} {}", r.method, r.path.replace("/v2/", ""))).collect();
         asked.sort();
         asked
     }
@@ -214,14 +215,16 @@ impl Shared {
     fn answer(&self, request: &Request) -> Reply {
         let content = self.content.lock().unwrap();
         let Some((content_type, body)) = content.get(&request.path) else {
-            return Reply::status(404).body(r#"{"errors":[{"code":"NAME_UNKNOWN","message":"no such thing"}]}"#);
+            return Reply::status(404)
+                .body(r#"{"errors":[{"code":"NAME_UNKNOWN","message":"no such thing"}]}"#);
         };
         let digest = crisp_image::Digest::of(body);
         let reply = Reply::status(200)
             .with("Content-Type", content_type)
             .with("Docker-Content-Digest", digest.as_str())
             .body(body.clone());
-        let range = request.header("range").and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+        let range =
+            request.header("range").and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
         match range {
             Some(from) if from < body.len() => {
                 let range = format!("bytes {from}-{}/{}", body.len() - 1, body.len());

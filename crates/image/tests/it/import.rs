@@ -14,7 +14,8 @@ fn layout(images: &[(&TestImage, Option<&str>)]) -> Vec<(String, Vec<u8>)> {
     for (image, name) in images {
         let mut entry = descriptor(OCI_MANIFEST, &image.manifest);
         if let Some(name) = name {
-            entry["annotations"] = json!({"io.containerd.image.name": name, "org.opencontainers.image.ref.name": "v1"});
+            entry["annotations"] =
+                json!({"io.containerd.image.name": name, "org.opencontainers.image.ref.name": "v1"});
         }
         manifests.push(entry);
         for blob in image.layers.iter().map(|l| &l.blob).chain([&image.config, &image.manifest]) {
@@ -36,7 +37,11 @@ fn file(dir: &Path, bytes: &[u8]) -> PathBuf {
     path
 }
 
-async fn import(node: &Node, path: &Path, name: Option<&str>) -> crisp_image::Result<Vec<std::sync::Arc<crisp_image::Image>>> {
+async fn import(
+    node: &Node,
+    path: &Path,
+    name: Option<&str>,
+) -> crisp_image::Result<Vec<std::sync::Arc<crisp_image::Image>>> {
     node.images.import(path, name, &|_| ()).await
 }
 
@@ -115,7 +120,8 @@ fn plain(layer: &Layer) -> Vec<u8> {
 async fn what_docker_saved_is_imported() {
     let (node, dir) = (Node::new(), tempfile::tempdir().unwrap());
     let base = layer("base", 1000);
-    let (one, two) = (TestImage::new(&[base.clone(), layer("a", 10)]), TestImage::new(&[base, layer("b", 10)]));
+    let (one, two) =
+        (TestImage::new(&[base.clone(), layer("a", 10)]), TestImage::new(&[base, layer("b", 10)]));
     let path = file(dir.path(), &gzip(&saved(&[(&one, &["app:v1", "app:v2"]), (&two, &[])])));
     let imported = import(&node, &path, None).await.unwrap();
     assert_eq!(imported[0].repo_tags, ["docker.io/library/app:v1", "docker.io/library/app:v2"]);
@@ -141,7 +147,8 @@ async fn a_layer_that_is_a_link_to_another_is_found() {
             builder.append_link(&mut header, name, link).unwrap();
         }
     };
-    let manifest = json!([{"Config": "c.json", "RepoTags": ["l:v1"], "Layers": ["1/layer.tar", "2/layer.tar"]}]);
+    let manifest =
+        json!([{"Config": "c.json", "RepoTags": ["l:v1"], "Layers": ["1/layer.tar", "2/layer.tar"]}]);
     add(tar::EntryType::Regular, "manifest.json", "", manifest.to_string().as_bytes());
     add(tar::EntryType::Symlink, "1/layer.tar", "../2/layer.tar", b"");
     add(tar::EntryType::Regular, "./2/layer.tar", "", &plain(&one));
@@ -155,11 +162,13 @@ async fn a_layer_that_is_a_link_to_another_is_found() {
 async fn archives_that_lie_are_refused_and_leave_nothing() {
     let image = TestImage::new(&[layer("a", 100_000)]);
     let good = layout(&[(&image, Some("example.io/app:v1"))]);
-    let without = |part: &str| good.iter().filter(|(name, _)| !name.contains(part)).cloned().collect::<Vec<_>>();
+    let without =
+        |part: &str| good.iter().filter(|(name, _)| !name.contains(part)).cloned().collect::<Vec<_>>();
     let config = image.id();
     let mut changed = good.clone();
     changed.iter_mut().find(|(name, _)| name.contains(config.hex())).unwrap().1.push(b' ');
-    let big = vec![("oci-layout".to_owned(), b"{}".to_vec()), ("index.json".to_owned(), vec![b' '; (4 << 20) + 1])];
+    let big =
+        vec![("oci-layout".to_owned(), b"{}".to_vec()), ("index.json".to_owned(), vec![b' '; (4 << 20) + 1])];
     let outside = json!([{"Config": "../../etc/passwd", "Layers": []}]).to_string();
     let cut = pack(&good)[..50_000].to_vec();
     let whole = pack(&good);

@@ -29,7 +29,8 @@ async fn a_mirror_serves_in_the_name_of_its_registry() {
     let (mirror, server) = (Fake::start().await, Fake::start().await);
     let image = TestImage::new(&[layer("a", 10)]);
     image.publish(&mirror, "app", "v1");
-    let lines = "[host.\"MIRROR\".header]\nX-Tenant = \"blue\"".replace("MIRROR", &format!("http://{}", mirror.host()));
+    let lines = "[host.\"MIRROR\".header]\nX-Tenant = \"blue\""
+        .replace("MIRROR", &format!("http://{}", mirror.host()));
     let (_root, node) = node_with(&server, &[(&mirror, &lines)]);
     let pulled = node.pull("reg.test/app:v1").await.unwrap();
     assert_eq!(pulled.repo_tags, ["reg.test/app:v1"]);
@@ -87,10 +88,12 @@ async fn a_mirror_that_lies_is_left_for_the_next_host() {
         |good: Reply| good.body("<html>login</html>"),
         |_: Reply| Reply::status(404),
     ] {
-        mirror.hook(move |request, seen, good| match request.path.contains("/blobs/") && good.body.len() > 10_000 {
-            true if seen > 0 => Reply::status(500),
-            true => bad(good),
-            false => good,
+        mirror.hook(move |request, seen, good| {
+            match request.path.contains("/blobs/") && good.body.len() > 10_000 {
+                true if seen > 0 => Reply::status(500),
+                true => bad(good),
+                false => good,
+            }
         });
         mirror.forget_log();
         let (_root, node) = node_with(&server, &[(&mirror, "")]);

@@ -5,10 +5,10 @@ use crisp_image::{Auth, Digest, ImageError, ImageUser, Progress};
 use serde_json::{Value, json};
 
 use crate::content::{
-    Layer, Node, OCI_GZIP, OCI_INDEX, OCI_MANIFEST, OCI_TAR, OCI_ZSTD, TestImage, chain, descriptor, gzip, layer, tar,
-    zstd,
+    Layer, Node, OCI_GZIP, OCI_INDEX, OCI_MANIFEST, OCI_TAR, OCI_ZSTD, TestImage, chain, descriptor, gzip,
+    layer, tar, zstd,
 };
-use crate::fake::Fake;
+use crate::fake::{Fake, Reply};
 
 #[tokio::test]
 async fn a_tag_is_pulled_once_and_then_only_looked_at() {
@@ -32,6 +32,25 @@ async fn a_tag_is_pulled_once_and_then_only_looked_at() {
     assert_eq!(again, pulled);
     assert_eq!(fake.asked(), ["HEAD app/manifests/v1"]);
     node.assert_clean();
+}
+
+#[tokio::test]
+async fn a_registry_that_only_knows_get_is_asked_that() {
+    let (fake, node) = (Fake::start().await, Node::new());
+    let image = TestImage::new(&[layer("a", 10)]);
+    image.publish(&fake, "app", "v1");
+    let name = format!("{}/app:v1", fake.host());
+    node.pull(&name).await.unwrap();
+    fake.forget_log();
+    for head in [Reply::status(405), Reply::status(200)] {
+        fake.hook(move |request, _, good| if request.method == "HEAD" { head.clone() } else { good });
+        node.pull(&name).await.unwrap();
+    }
+    assert_eq!((fake.count("HEAD"), fake.count("GET app/manifests"), fake.count("blobs")), (2, 2, 0));
+    // One that is away is not asked twice over.
+    fake.hook(|_, _, _| Reply::status(503));
+    assert!(node.pull(&name).await.unwrap_err().is_registry_unavailable());
+    assert_eq!(fake.count("GET app/manifests"), 2);
 }
 
 #[tokio::test]
@@ -170,7 +189,10 @@ async fn progress_tells_every_layer_to_its_end() {
     let resolved = Progress::Resolved { digest: image.digest(), layers: 2, layers_missing: 1, bytes: total };
     assert_eq!(events[0], resolved);
     assert_eq!(events.last().unwrap(), &Progress::LayerDone { digest: new.digest() });
-    assert!(events.contains(&Progress::LayerBytes { digest: new.digest(), done: total, total }), "{events:?}");
+    assert!(
+        events.contains(&Progress::LayerBytes { digest: new.digest(), done: total, total }),
+        "{events:?}"
+    );
 }
 
 #[tokio::test]
@@ -179,7 +201,8 @@ async fn what_is_no_image_is_refused_with_its_reason() {
     let image = TestImage::new(&[layer("a", 10)]);
     let text = String::from_utf8(image.manifest.clone()).unwrap();
     let both = text.replacen('{', r#"{"manifests":[],"#, 1);
-    let artifact = text.replace("application/vnd.oci.image.config.v1+json", "application/vnd.cncf.helm.config.v1+json");
+    let artifact =
+        text.replace("application/vnd.oci.image.config.v1+json", "application/vnd.cncf.helm.config.v1+json");
     for (manifest, kind, words) in [
         (both, ErrorKind::Invalid, "ambiguous"),
         (artifact, ErrorKind::Unsupported, "helm"),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use crate::content::{Node, OCI_MANIFEST, OCI_ZSTD, Layer, TestImage, layer, tar, zstd};
+use crate::content::{Layer, Node, OCI_MANIFEST, OCI_ZSTD, TestImage, layer, tar, zstd};
 
 const PROGRAM: &str = "/usr/bin/docker-registry";
 
@@ -49,7 +49,8 @@ fn start() -> Registry {
 
 fn client() -> reqwest::Client {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let tls =
+        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let tls = tls.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
     reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy().build().unwrap()
 }

@@ -16,13 +16,23 @@ fn testdata(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tls").join(name)
 }
 
-fn server(wants_client: bool) -> Arc<ServerConfig> {
+/// Whether the server asks for a certificate.
+#[derive(Clone, Copy, PartialEq)]
+enum Client {
+    Asked,
+    Unasked,
+}
+
+fn server(client: Client) -> Arc<ServerConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions().unwrap();
-    let builder = if wants_client {
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .unwrap();
+    let builder = if client == Client::Asked {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(testdata("ca.crt")).unwrap()).unwrap();
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
         builder.with_client_cert_verifier(verifier)
     } else {
         builder.with_no_client_auth()
@@ -32,8 +42,8 @@ fn server(wants_client: bool) -> Arc<ServerConfig> {
     Arc::new(builder.with_single_cert(chain, key).unwrap())
 }
 
-async fn registry(wants_client: bool) -> Fake {
-    let fake = Fake::start_tls(server(wants_client)).await;
+async fn registry(client: Client) -> Fake {
+    let fake = Fake::start_tls(server(client)).await;
     TestImage::new(&[layer("a", 100_000)]).publish(&fake, "app", "v1");
     fake
 }
@@ -46,7 +56,8 @@ fn node_for(fake: &Fake, lines: &str) -> (tempfile::TempDir, Node) {
     for file in ["ca.crt", "client.crt", "client.key"] {
         fs::copy(testdata(file), dir.join(file)).unwrap();
     }
-    let both = [fs::read(testdata("client.crt")).unwrap(), fs::read(testdata("client.key")).unwrap()].concat();
+    let both =
+        [fs::read(testdata("client.crt")).unwrap(), fs::read(testdata("client.key")).unwrap()].concat();
     fs::write(dir.join("both.pem"), both).unwrap();
     fs::write(dir.join("hosts.toml"), format!("server = \"https://{}\"\n{lines}\n", fake.host())).unwrap();
     let mut config = config();
@@ -56,7 +67,7 @@ fn node_for(fake: &Fake, lines: &str) -> (tempfile::TempDir, Node) {
 
 #[tokio::test]
 async fn an_authority_of_its_own_is_trusted_where_it_is_named() {
-    let fake = registry(false).await;
+    let fake = registry(Client::Unasked).await;
     for (lines, works) in [
         ("ca = \"ca.crt\"", true),
         ("ca = [\"ca.crt\"]", true),
@@ -73,7 +84,7 @@ async fn an_authority_of_its_own_is_trusted_where_it_is_named() {
 
 #[tokio::test]
 async fn a_client_certificate_is_shown_where_it_is_asked_for() {
-    let fake = registry(true).await;
+    let fake = registry(Client::Asked).await;
     for (lines, works) in [
         ("client = [[\"client.crt\", \"client.key\"]]", true),
         ("client = \"both.pem\"", true),
@@ -88,7 +99,7 @@ async fn a_client_certificate_is_shown_where_it_is_asked_for() {
 
 #[tokio::test]
 async fn a_certificate_directory_without_a_file_is_enough() {
-    let fake = registry(true).await;
+    let fake = registry(Client::Asked).await;
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join(fake.host());
     fs::create_dir(&dir).unwrap();
@@ -102,6 +113,6 @@ async fn a_certificate_directory_without_a_file_is_enough() {
 
 #[tokio::test]
 async fn a_loopback_registry_may_speak_tls_without_configuration() {
-    let fake = registry(false).await;
+    let fake = registry(Client::Unasked).await;
     Node::new().pull(&format!("{}/app:v1", fake.host())).await.unwrap();
 }
