@@ -230,6 +230,7 @@ impl Bridge {
         // 127.0.0.1 as a host port's address; the rules guard what it would open.
         write_sysctl(own("ipv4", "route_localnet").as_ref(), "1")?;
         if self.subnets.len() > 1 {
+            keep_router_advertisements()?;
             write_sysctl("/proc/sys/net/ipv6/conf/all/forwarding".as_ref(), "1")?;
         }
         Ok(())
@@ -404,7 +405,7 @@ impl Bridge {
         let published =
             ports::publish(&record.attachment.port_mappings, &record.attachment.ips).unwrap_or_default();
         if !published.is_empty() {
-            self.withdraw(&published)?;
+            self.withdraw(&record.attachment.network, &published)?;
         }
         if let Some(bridge) = &record.bridge {
             self.shut(&bridge.host_interface)?;
@@ -416,9 +417,14 @@ impl Bridge {
         Ok(())
     }
 
-    fn withdraw(&self, published: &[Published]) -> Result<()> {
+    fn withdraw(&self, bridge: &str, published: &[Published]) -> Result<()> {
         let failed = |source| self.netlink("withdraw host ports", source);
-        self.netfilter.with(|socket| ports::remove_all(socket, &self.rules, published)).map_err(failed)?;
+        // They are in the present table, which holds all of ours, and in the one they were made in.
+        let mut rules = self.rules.clone();
+        if bridge != self.name {
+            rules.extend(self.rules.iter().map(|rules| rules.of_bridge(bridge)));
+        }
+        self.netfilter.with(|socket| ports::remove_all(socket, &rules, published)).map_err(failed)?;
         self.netfilter
             .with(|socket| conntrack::forget_udp(socket, published, Change::Withdrawn))
             .map_err(failed)
@@ -577,6 +583,22 @@ fn host_interface_name(id: &SandboxId) -> String {
         LazyLock::new(|| AtomicU32::new(std::process::id().wrapping_mul(0x9e5)));
     let n = NEXT.fetch_add(1, Ordering::Relaxed) & 0xffff;
     format!("v{}{n:04x}", &id.as_str()[..10])
+}
+
+/// A host that forwards IPv6 no longer listens to router advertisements, and so loses its own default route, unless it is
+/// told to do both (`accept_ra` 2).
+fn keep_router_advertisements() -> Result<()> {
+    let dir = Path::new("/proc/sys/net/ipv6/conf");
+    let listing = |source| NetworkError::File { operation: "list", path: dir.to_owned(), source };
+    for entry in std::fs::read_dir(dir).map_err(listing)? {
+        let path = entry.map_err(listing)?.path().join("accept_ra");
+        // `all` is nobody's setting; an interface that is gone by now needs none.
+        let listens = std::fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1");
+        if listens && !path.starts_with(dir.join("all")) {
+            write_sysctl(&path, "2")?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes a sysctl unless it has the value already, so that a read-only `/proc/sys` does no harm where all is set.

@@ -238,7 +238,7 @@ impl Network {
     }
 
     /// Detaches every sandbox on record that is not in `live`, and tells CNI plugins (1.1) who is left. At start, and
-    /// whenever there is time. It goes on after a failure.
+    /// whenever there is time; a sandbox that is just being attached belongs into `live`, too. It goes on after a failure.
     ///
     /// # Errors
     /// The first failure; the records of what failed stay for the next time.

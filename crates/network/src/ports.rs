@@ -254,11 +254,17 @@ impl Rules {
     pub(crate) fn new(config: &BridgeConfig, subnet: Subnet) -> Self {
         let family = if subnet.base().is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
         Self {
-            table: Table { family, name: format!("crisp-{}", config.name) },
+            table: Table { family, name: table_name(&config.name) },
             bridge: config.name.clone(),
             subnet,
             masquerade: config.masquerade,
         }
+    }
+
+    /// The rules that a daemon with another bridge name made: the name is a setting.
+    pub(crate) fn of_bridge(&self, name: &str) -> Self {
+        let table = Table { family: self.table.family, name: table_name(name) };
+        Self { table, bridge: name.to_owned(), ..*self }
     }
 
     pub(crate) fn table(&self) -> &Table {
@@ -407,6 +413,10 @@ impl Rules {
     fn interface(&self, which: Meta, is: Is) -> [Attributes; 2] {
         [nft::meta(which, REG), nft::compare(REG, is, &nft::interface_name(&self.bridge))]
     }
+}
+
+fn table_name(bridge: &str) -> String {
+    format!("crisp-{bridge}")
 }
 
 /// Removes ports that may be gone already.

@@ -216,7 +216,7 @@ pub(crate) fn disable_port(socket: BorrowedFd<'_>, index: u32) -> io::Result<()>
 /// Message: look at an interface, so that it carries packets when the answer is there.
 ///
 /// A link that has just come up carries nothing until deferred work of the kernel (`linkwatch`) has run: a first packet
-/// would be lost, and TCP would try again after a second. Looking at an interface runs that work at once (since Linux 6.9;
+/// would be lost, and TCP would try again after a second. Looking at an interface runs that work at once (since Linux 6.8;
 /// before, it runs some milliseconds later all the same).
 pub(crate) fn settle(index: u32) -> Message {
     Message::new(RTM_GETLINK, ACK, &link_header(0, index), &Attributes::new())

@@ -205,6 +205,46 @@ fn a_restarted_daemon_knows_its_pods_and_clears_what_is_stale() {
 }
 
 #[test]
+fn a_bridge_of_another_name_takes_over_the_pods_of_the_former() {
+    on_private_host("a_bridge_of_another_name_takes_over_the_pods_of_the_former", |dir| {
+        let first = Network::open(config(dir)).unwrap();
+        let mut pod = Pod::new(dir, "a");
+        pod.publish(Protocol::Tcp, 12000, 80, None);
+        attach(&first, &pod);
+        drop(first);
+        let mut renamed = config(dir);
+        (renamed.bridge.name, renamed.bridge.subnet) = ("crisp7".into(), "10.99.0.0/16".into());
+        let second = Network::open(renamed).unwrap();
+        second.status().unwrap();
+        second.detach(&pod.id, None).unwrap();
+        let rules = sh("nft list ruleset");
+        assert!(rules.contains("crisp-crisp0") && rules.contains("crisp-crisp7"), "{rules}");
+        assert!(!rules.contains("10.88.0.2"), "{rules}");
+    });
+}
+
+/// What the host's administrator sees. `UPDATE_TESTDATA=1` writes the expectation anew.
+#[test]
+fn the_rules_read_as_they_are_meant() {
+    on_private_host("the_rules_read_as_they_are_meant", |dir| {
+        let mut config = config(dir);
+        config.bridge.ipv6_subnet = Some("fd00:c::/64".into());
+        let network = Network::open(config).unwrap();
+        let mut pod = Pod::new(dir, "a");
+        pod.publish(Protocol::Tcp, 12000, 80, None);
+        pod.publish(Protocol::Udp, 5353, 53, Some("127.0.0.1"));
+        attach(&network, &pod);
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/testdata/ruleset.nft");
+        // Older programs write the number, newer ones the name.
+        let rules = sh("nft list ruleset").replace("output priority -100", "output priority dstnat");
+        if std::env::var_os("UPDATE_TESTDATA").is_some() {
+            std::fs::write(&file, &rules).unwrap();
+        }
+        assert_eq!(rules, std::fs::read_to_string(file).unwrap());
+    });
+}
+
+#[test]
 fn what_somebody_removed_is_made_again() {
     on_private_host("what_somebody_removed_is_made_again", |dir| {
         let network = Network::open(config(dir)).unwrap();
@@ -302,7 +342,14 @@ fn both_families_work_when_asked_for() {
     on_private_host("both_families_work_when_asked_for", |dir| {
         let mut config = config(dir);
         config.bridge.ipv6_subnet = Some("fd00:c::/64".into());
+        let _world = outside(dir);
         let network = Network::open(config).unwrap();
+        network.status().unwrap();
+        assert_eq!(
+            sh("cat /proc/sys/net/ipv6/conf/wan0/accept_ra").trim(),
+            "2",
+            "the host keeps its own routes"
+        );
         let (mut a, b) = (Pod::new(dir, "a"), Pod::new(dir, "b"));
         a.publish(Protocol::Tcp, 12000, 80, None);
         attach(&network, &a);

@@ -24,6 +24,8 @@ pub(crate) const RESULT_BYTES_MAX: usize = 4 << 20;
 const STDERR_BYTES_MAX: usize = 64 << 10;
 /// What of it goes into an error message, in bytes.
 const STDERR_SHOWN_BYTES_MAX: usize = 1024;
+/// How long a killed plugin may take to be gone.
+const KILLED_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Plugins call other programs (iptables, ip) by name.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -85,15 +87,16 @@ impl Call<'_> {
         if !matches!(outcome, Ok(Some(_))) {
             kill_group(&child);
         }
-        // Either it has ended or it was killed, so this does not wait long.
-        let status = child.wait().map_err(|e| self.failed_to_run(e))?;
-        let (stdout, stderr) =
-            outcome.map_err(|e| self.failed_to_run(e))?.ok_or(NetworkError::CniTimeout {
+        let status = reap(child).map_err(|e| self.failed_to_run(e))?;
+        let outcome = outcome.map_err(|e| self.failed_to_run(e))?;
+        match (status, outcome) {
+            (Some(status), Some((stdout, stderr))) => Ok(Output { status, stdout, stderr }),
+            (None, _) | (_, None) => Err(NetworkError::CniTimeout {
                 plugin: self.plugin.to_owned(),
                 command: self.command,
                 after_ms: self.timeout.as_millis(),
-            })?;
-        Ok(Output { status, stdout, stderr })
+            }),
+        }
     }
 
     fn interpret(&self, output: &Output) -> Result<Value> {
@@ -149,6 +152,19 @@ struct Output {
 
 fn pid_of(child: &Child) -> Option<Pid> {
     i32::try_from(child.id()).ok().and_then(Pid::from_raw)
+}
+
+/// Collects a child that has ended, or was killed; `None` for one that hangs in the kernel all the same (a dead network
+/// file system), which is then collected whenever it ends.
+fn reap(mut child: Child) -> io::Result<Option<ExitStatus>> {
+    let Some(pid) = pid_of(&child) else { return child.wait().map(Some) };
+    let ended = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+    let timeout = Timespec::try_from(KILLED_WAIT_MAX).map_err(io::Error::other)?;
+    if rustix::event::poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(&timeout))? > 0 {
+        return child.wait().map(Some);
+    }
+    std::thread::Builder::new().name("cni-reaper".into()).spawn(move || child.wait())?;
+    Ok(None)
 }
 
 fn kill_group(child: &Child) {
