@@ -41,8 +41,8 @@ Examples:
   crisp stop web
 
 Exit codes: 0 success, 1 failure, 2 wrong usage. `run` and `exec` exit as
-their containers and commands do, with 125 when Crisp itself failed and 130
-after Ctrl-C.";
+their containers and commands do, with 124 when a timeout was up, 125 when
+Crisp itself failed and 130 after Ctrl-C.";
 
 /// Crisp, a Kubernetes container runtime: the daemon that kubelet and crictl talk to, and commands beside it.
 #[derive(Debug, Parser)]

@@ -41,6 +41,8 @@ pub(crate) struct Daemon {
     pub(crate) seccomp: crisp_seccomp::Cache,
     pub(crate) seccomp_default: crisp_seccomp::Profile,
     pub(crate) host: crisp_spec::HostFacts,
+    /// The limit of open files that containers get: the one that the daemon was started with.
+    pub(crate) files_max: crisp_spec::Rlimit,
     pub(crate) stats: Collector,
     /// By the pod's unique name.
     pub(crate) pod_jobs: Jobs<String, SandboxId>,
@@ -79,6 +81,7 @@ impl Daemon {
             seccomp: crisp_seccomp::Cache::open(&dirs.seccomp()).doing("open the seccomp cache")?,
             seccomp_default: crisp_seccomp::default_profile().clone(),
             host: crisp_spec::host::probe().doing("look at this machine")?,
+            files_max: raise_files_max(),
             stats: Collector::new(),
             pods: Index::new(),
             containers: Index::new(),
@@ -123,6 +126,20 @@ impl Daemon {
         self.containers.all().into_iter().filter(|container| container.pod.id == pod.id).collect()
     }
 
+    /// Compiles the filter that most containers get, so that the first one does not wait for it.
+    pub(crate) fn warm_up(self: &Arc<Self>) {
+        let daemon = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            let granted =
+                crisp_spec::capability::granted(&crisp_spec::SecurityRequest::default(), &daemon.host);
+            let filter =
+                daemon.seccomp_default.to_linux_seccomp(&crisp_seccomp::Target::native(granted.names()));
+            if let Err(error) = daemon.seccomp.program(&filter) {
+                tracing::warn!(error = %crate::error::chain(&error), "compile the default seccomp profile");
+            }
+        });
+    }
+
     /// Deletes layers that no image and no container needs any more, in the background.
     pub(crate) fn collect_layers(&self) {
         let images = self.images.clone();
@@ -163,6 +180,21 @@ impl Daemon {
 fn report(result: Result<()>) {
     if let Err(error) = result {
         tracing::warn!(%error, "removal failed");
+    }
+}
+
+/// Takes as many descriptors as the daemon may have, and tells what it was started with.
+fn raise_files_max() -> crisp_spec::Rlimit {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let own = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: own.maximum, maximum: own.maximum };
+    if let Err(errno) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%errno, "raise the limit of open files");
+    }
+    crisp_spec::Rlimit {
+        kind: oci_spec::runtime::PosixRlimitType::RlimitNofile,
+        soft: own.current.unwrap_or(u64::MAX),
+        hard: own.maximum.unwrap_or(u64::MAX),
     }
 }
 

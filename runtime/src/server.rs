@@ -65,6 +65,7 @@ async fn run(config: Config) -> Result<()> {
     refuse_second_daemon(&listen)?;
     let daemon = Arc::new(blocking::run(move || Daemon::open(config)).await?);
     recovery::run(&daemon).await?;
+    daemon.warm_up();
     let listener = bind(&listen)?;
     announce(&listen).map_err(|error| startup("say that the daemon is ready", error))?;
     let stop = stop_signal().map_err(|error| startup("listen for signals", error))?;

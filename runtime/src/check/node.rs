@@ -112,10 +112,7 @@ fn state(state: &Path) -> Finding {
     if filesystem(state) == Some(TMPFS_MAGIC) {
         return Finding::ok("state", format!("{} is on a tmpfs", state.display()));
     }
-    let says = format!(
-        "{} is not on a tmpfs: mount one there, so that a reboot clears it",
-        state.display()
-    );
+    let says = format!("{} is not on a tmpfs: mount one there, so that a reboot clears it", state.display());
     Finding::warn("state", says)
 }
 

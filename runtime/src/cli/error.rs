@@ -12,6 +12,8 @@ pub(crate) type Result<T, E = CliError> = std::result::Result<T, E>;
 pub(crate) const EXIT_FAILED: u8 = 1;
 /// Exit code of `crisp run` and `crisp exec` when Crisp itself failed, so that it is not taken for the command's.
 pub(crate) const EXIT_NOT_RUN: u8 = 125;
+/// Exit code of `crisp exec --timeout` when the time was up, as that of timeout(1).
+pub(crate) const EXIT_TIMED_OUT: u8 = 124;
 /// Exit code after Ctrl-C: 128 + SIGINT.
 pub(crate) const EXIT_INTERRUPTED: u8 = 130;
 

@@ -15,7 +15,7 @@ use super::{LogsArgs, pods};
 /// How often growing files are looked at. The file is the truth: a lost notification would lose a line.
 pub(super) const LOG_POLL: Duration = Duration::from_millis(50);
 /// How often the states are asked for while following.
-pub(super) const STATE_POLL: Duration = Duration::from_millis(250);
+pub(super) const STATE_POLL: Duration = Duration::from_millis(100);
 
 /// A container's log and how it is shown.
 #[derive(Debug)]

@@ -48,7 +48,7 @@ pub(super) async fn run(mut client: Client, args: &RunArgs) -> Result<ExitCode> 
     if args.keep && session.pod().is_some() {
         ui.step("keep", &format!("{0}/{1}; `crisp stop {0}/{1}` removes it", plan.namespace, plan.name))?;
     } else {
-        let ended = tear_down(&client, &session, &plan, &root, &interrupts, &outcome, ui).await;
+        let ended = tear_down(&client, &mut session, &plan, &root, &outcome).await;
         ended.or_else(|error| output::err_line(&format!("crisp: {error}")).and(Err(CliError::Exit(1))))?;
     }
     match outcome? {
@@ -159,27 +159,22 @@ fn detached(session: &Session<'_>, plan: &Plan, ui: Ui) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Removes what was made. A second Ctrl-C takes the grace away.
+/// Removes what was made; what the containers say while they stop is shown.
 async fn tear_down(
     client: &Client,
-    session: &Session<'_>,
+    session: &mut Session<'_>,
     plan: &Plan,
     root: &Path,
-    interrupts: &Interrupts,
     outcome: &Result<End>,
-    ui: Ui,
 ) -> Result<()> {
-    let Some(pod) = session.pod() else { return volumes::remove(&volumes::data_dir(root, &plan.uid)?) };
+    let Some(pod) = session.pod().cloned() else {
+        return volumes::remove(&volumes::data_dir(root, &plan.uid)?);
+    };
     if matches!(outcome, Ok(End::Interrupted)) {
-        ui.step("stop", &format!("{} s of grace; Ctrl-C again takes it away", plan.grace_seconds))?;
+        session.stop_containers().await?;
     }
-    let graceful = stop::end(client.clone(), pod, root, plan.grace_seconds);
-    tokio::select! {
-        ended = graceful => ended?,
-        // The daemon goes on with the first stop; the second shortens its wait.
-        () = interrupts.reach(interrupts.count() + 1) => stop::end(client.clone(), pod, root, 0).await?,
-    }
-    ui.step("remove", &format!("{}/{}", plan.namespace, plan.name))
+    stop::end(client.clone(), &pod, root, plan.grace_seconds).await?;
+    session.ui().step("remove", &format!("{}/{}", plan.namespace, plan.name))
 }
 
 #[cfg(test)]

@@ -83,8 +83,12 @@ pub(super) async fn end(
     volumes::remove(&data)
 }
 
-/// All at once: what a container needs of another while it ends is not known.
-async fn stop_containers(client: &Client, containers: &[cri::Container], grace_seconds: u32) -> Result<()> {
+/// Stops the containers, and returns when they have ended. All at once: what a container needs of another while it ends is not known.
+pub(super) async fn stop_containers(
+    client: &Client,
+    containers: &[cri::Container],
+    grace_seconds: u32,
+) -> Result<()> {
     let stops = containers.iter().map(|container| {
         let mut client = client.clone();
         let request =

@@ -15,6 +15,7 @@ use oci_spec::runtime::LinuxSeccomp;
 
 use super::{Container, Made, User};
 use crate::cgroups;
+use crate::config::Handler;
 use crate::daemon::Daemon;
 use crate::error::{Doing as _, Error, Result};
 use crate::pod::{self, Pod, Process};
@@ -50,6 +51,7 @@ pub(crate) fn make(
     let mut mounts = crisp_spec::mounts::resolve(&config.mounts, crisp_spec::mounts::MissingSource::Create)
         .doing("find the mounts")?;
     mounts.extend(anonymous_volumes(container, &root, &config, &content)?);
+    refuse_dev(daemon, container, &mounts)?;
     let seccomp = seccomp(daemon, container, &config)?;
     let made = Made {
         user: User { uid: user.uid, gid: user.gid, groups: user.additional_gids.clone() },
@@ -60,20 +62,31 @@ pub(crate) fn make(
     let input = ContainerInput {
         id: container.id.clone(),
         sandbox: sandbox(&container.pod, &config, namespaces),
-        host: daemon.host.clone(),
+        host: daemon.host.for_container(&config.security),
         user,
         rootfs: dir.rootfs(),
         cgroups_path: PathBuf::from(cgroups::container_path(container)?.as_str()),
         devices: devices(&config)?,
         mounts,
         seccomp,
-        rlimits: Vec::new(),
+        rlimits: vec![daemon.files_max],
         allowed_annotations: Default::default(),
         image: content,
         config,
     };
     write_spec(container, &input)?;
     Ok(made)
+}
+
+/// libcontainer would make its device nodes in what is mounted on `/dev`, even when that is the host's.
+fn refuse_dev(daemon: &Daemon, container: &Container, mounts: &[BindMount]) -> Result<()> {
+    let builtin = matches!(daemon.handler(&container.pod.record().handler)?, Handler::Builtin);
+    match builtin && crisp_spec::mounts::replace_dev(mounts) {
+        true => Err(Error::Unimplemented(
+            "a mount on /dev with this handler; choose runc or crun by a RuntimeClass: it",
+        )),
+        false => Ok(()),
+    }
 }
 
 fn write_spec(container: &Container, input: &ContainerInput) -> Result<()> {
@@ -192,7 +205,7 @@ fn seccomp(daemon: &Daemon, container: &Container, config: &ContainerConfig) -> 
     };
     let granted = crisp_spec::capability::granted(&config.security, &daemon.host);
     let filter = profile.to_linux_seccomp(&Target::native(granted.names()));
-    let compiled = daemon.seccomp.get(&filter).doing("compile the seccomp profile")?;
-    std::fs::copy(&compiled, container.dir.seccomp()).doing("copy the compiled seccomp profile")?;
+    let program = daemon.seccomp.program(&filter).doing("compile the seccomp profile")?;
+    std::fs::write(container.dir.seccomp(), program).doing("write the compiled seccomp profile")?;
     Ok(Some(filter))
 }

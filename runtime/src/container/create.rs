@@ -55,6 +55,7 @@ async fn make(daemon: Arc<Daemon>, pod: Arc<Pod>, config: ContainerConfig) -> Re
     let _gate = pod.gate.read().await;
     pod.require_ready()?;
     let request = config::container(&config)?;
+    require_privileged_pod(&pod, &request)?;
     let image = image(&daemon, &config)?;
     let pod_init = pod::start::init_for(&daemon, &pod, &request).await?;
     let container = reserve(&daemon, &pod, config, &request, &image).await?;
@@ -78,6 +79,19 @@ async fn make(daemon: Arc<Daemon>, pod: Arc<Pod>, config: ContainerConfig) -> Re
             Err(error)
         }
     }
+}
+
+/// A privileged container needs a pod that announced it.
+fn require_privileged_pod(pod: &Pod, request: &crisp_spec::ContainerConfig) -> Result<()> {
+    let record = pod.record();
+    let security = record.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    let announced = security.is_some_and(|security| security.privileged);
+    if request.security.privilege == crisp_spec::Privilege::Privileged && !announced {
+        return Err(Error::Invalid(
+            "a privileged container needs a sandbox whose security context is privileged".to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 /// The image, which must be here already.

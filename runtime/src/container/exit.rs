@@ -66,7 +66,8 @@ pub(crate) async fn clean_up(daemon: &Arc<Daemon>, container: &Arc<Container>) {
     if let Ok(supervisor) = container.pod.supervisor()
         && let Err(error) = supervisor.delete(&container.id).await
     {
-        tracing::warn!(container_id = %container.id, %error, "let the shim forget the container");
+        // A shim that is gone has forgotten everything.
+        tracing::debug!(container_id = %container.id, %error, "let the shim forget the container");
     }
     let (owner, ended) = (Arc::clone(daemon), Arc::clone(container));
     if let Err(error) = blocking::run(move || cgroups::remove_container(&owner, &ended)).await {

@@ -27,7 +27,7 @@ pub(crate) async fn update(
         // Checked in every state, so that a bad value is refused now and not at the start.
         cgroups::check(&owner, &merged)?;
         if let ContainerState::Running { .. } = target.state() {
-            cgroups::update_container(&owner, &target, &requested)?;
+            cgroups::update_container(&owner, &target, &merged)?;
         }
         target.update(|record| record.resources = merged)
     })

@@ -13,7 +13,7 @@ use crate::supervisor::{self, ContainerPhase, Event, ShimState, Supervision};
 
 /// Starts the task. It ends when the shim does.
 pub(crate) fn spawn(daemon: Arc<Daemon>, pod: Arc<Pod>, supervision: Supervision) {
-    let span = tracing::info_span!("pod", pod_id = %pod.id);
+    let span = tracing::info_span!(parent: None, "pod", pod_id = %pod.id);
     tokio::spawn(tracing::Instrument::instrument(watch(daemon, pod, supervision), span));
 }
 

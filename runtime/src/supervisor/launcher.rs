@@ -105,8 +105,7 @@ fn open_all(paths: &[std::path::PathBuf]) -> std::io::Result<Vec<File>> {
 fn reap(pidfd: OwnedFd) {
     tokio::spawn(async move {
         let waited = async {
-            let pidfd =
-                super::registered(pidfd, tokio::io::Interest::READABLE)?;
+            let pidfd = super::registered(pidfd, tokio::io::Interest::READABLE)?;
             let _ready = pidfd.readable().await?;
             crisp_sys::pidfd::wait(pidfd.get_ref())
         };

@@ -322,7 +322,10 @@ fn security_context(
         masked_paths: paths(&MASKED_PATHS),
         readonly_paths: paths(&READ_ONLY_PATHS),
         seccomp: Some(profile(&format!("{field}.seccompProfile"), seccomp, "/var/lib/kubelet/seccomp")?),
-        apparmor: Some(profile(&format!("{field}.appArmorProfile"), apparmor, "")?),
+        // Unset: the runtime's default where the machine has AppArmor, nothing elsewhere.
+        apparmor: apparmor
+            .map(|wanted| profile(&format!("{field}.appArmorProfile"), Some(wanted), ""))
+            .transpose()?,
         ..Default::default()
     })
 }

@@ -12,7 +12,9 @@ use crate::cli::log_file::LogReader;
 use crate::cli::logs::{LOG_POLL, STATE_POLL};
 use crate::cli::manifest::{Plan, PlannedContainer, PodFacts, RestartPolicy};
 use crate::cli::output;
+use crate::cli::pods;
 use crate::cli::printer::{Printer, Style, prefixes};
+use crate::cli::stop;
 use crate::cli::ui::Ui;
 
 /// Wait before a container is started again: this after the first end, twice as long after each further one.
@@ -98,6 +100,32 @@ impl<'p> Session<'p> {
     /// Id and metadata of the pod, once it was made.
     pub(super) fn pod(&self) -> Option<&cri::PodSandbox> {
         self.pod.as_ref()
+    }
+
+    pub(super) fn ui(&self) -> Ui {
+        self.ui
+    }
+
+    /// Stops the containers with their grace and shows what they say meanwhile. A further Ctrl-C takes the grace away.
+    pub(super) async fn stop_containers(&mut self) -> Result<()> {
+        let mut grace = self.plan.grace_seconds;
+        self.ui.step("stop", &format!("{grace} s of grace; Ctrl-C again takes it away"))?;
+        let containers = pods::containers(&mut self.client, &self.pod_id()).await?;
+        let (client, interrupts) = (self.client.clone(), self.interrupts.clone());
+        let mut read = tokio::time::interval(LOG_POLL);
+        let mut stopping = Box::pin(stop::stop_containers(&client, &containers, grace));
+        loop {
+            tokio::select! {
+                stopped = &mut stopping => break stopped?,
+                // The daemon goes on with the first stop; the second shortens its wait.
+                () = interrupts.reach(interrupts.count() + 1), if grace > 0 => {
+                    grace = 0;
+                    stopping = Box::pin(stop::stop_containers(&client, &containers, grace));
+                }
+                _ = read.tick() => self.poll_logs()?,
+            }
+        }
+        self.refresh().await
     }
 
     fn pod_id(&self) -> String {
@@ -263,13 +291,14 @@ impl<'p> Session<'p> {
     async fn refresh(&mut self) -> Result<()> {
         let filter = cri::ContainerFilter { pod_sandbox_id: self.pod_id(), ..Default::default() };
         let known = self.client.containers(filter).await?;
-        for index in 0..self.containers.len() {
-            let live = &self.containers[index];
-            if live.phase != Phase::Running {
-                continue;
-            }
+        let mut ends = Vec::new();
+        for (index, live) in
+            self.containers.iter().enumerate().filter(|(_, live)| live.phase == Phase::Running)
+        {
             match known.iter().find(|container| container.id == live.id).map(cri::Container::state) {
-                Some(cri::ContainerState::ContainerExited) => self.ended(index).await?,
+                Some(cri::ContainerState::ContainerExited) => {
+                    ends.push((index, self.client.clone().container_status(&live.id).await?));
+                }
                 Some(_) => {}
                 None => {
                     let name = &live.planned.name;
@@ -277,16 +306,16 @@ impl<'p> Session<'p> {
                 }
             }
         }
-        Ok(())
+        ends.sort_by_key(|(_, status)| status.finished_at);
+        ends.iter().try_for_each(|(index, status)| self.ended(*index, status))
     }
 
-    async fn ended(&mut self, index: usize) -> Result<()> {
-        let status = self.client.container_status(&self.containers[index].id).await?;
+    fn ended(&mut self, index: usize, status: &cri::ContainerStatus) -> Result<()> {
         let live = &mut self.containers[index];
         live.poll()?;
         live.printer.finish()?;
         let ran = Duration::from_nanos((status.finished_at - status.started_at).try_into().unwrap_or(0));
-        self.ui.step("exit", &describe_end(&live.planned.name, &status, ran))?;
+        self.ui.step("exit", &describe_end(&live.planned.name, status, ran))?;
         live.phase = phase_after(live.restart, status.exit_code, live.backoff, Instant::now());
         live.backoff = if ran >= BACKOFF_RESET { BACKOFF_FIRST } else { (live.backoff * 2).min(BACKOFF_MAX) };
         let counts = live.role != Role::Sidecar && matches!(live.phase, Phase::Ended { .. });
