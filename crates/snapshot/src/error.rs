@@ -132,6 +132,7 @@ impl SnapshotError {
             Self::Digest { .. } | Self::Malformed { .. } | Self::Refused { .. } => ErrorKind::Invalid,
             Self::LayerNotFound { .. } => ErrorKind::NotFound,
             Self::Limit { .. } => ErrorKind::Exhausted,
+            Self::Entry { source, .. } if is_of_the_archive(source) => ErrorKind::Invalid,
             Self::Entry { source, .. } | Self::Io { source, .. } | Self::Stream { source, .. } => {
                 of_io(source)
             }
@@ -160,6 +161,11 @@ impl SnapshotError {
     pub(crate) fn path(operation: &'static str) -> impl FnOnce(PathError) -> Self {
         move |source| Self::Path { operation, source }
     }
+}
+
+/// Names, link counts and attribute values that no file system takes.
+fn is_of_the_archive(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NAMETOOLONG | Errno::MLINK | Errno::INVAL))
 }
 
 /// A full disk is a limit that was reached; the rest is the kernel's doing.

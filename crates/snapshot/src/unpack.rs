@@ -211,22 +211,8 @@ impl Unpacker<'_> {
         if target.strip_prefix(real.as_slice()).is_some_and(|rest| rest.first() == Some(&b'/')) {
             return Err(refused(REPLACES_TARGET));
         }
-        let dir = Path::new(OsStr::from_bytes(parent(&target).unwrap_or_default()));
         let target_name = OsStr::from_bytes(crate::records::name(&target));
-        let found = match self.content.walk(dir, Missing::Fail) {
-            Ok(walked) => {
-                if join(walked.real.as_os_str().as_bytes(), target_name.as_bytes()) == real {
-                    return Err(refused("it is a hard link to itself"));
-                }
-                match rustix::fs::statat(&walked.fd, target_name, AtFlags::SYMLINK_NOFOLLOW) {
-                    Ok(stat) => Some((walked, stat)),
-                    Err(Errno::NOENT) => None,
-                    Err(source) => return Err(failed("look at the target of")(source)),
-                }
-            }
-            Err(e) if e.is_not_found() => None,
-            Err(e) => return Err(walking(e)),
-        };
+        let found = self.find_target(&target, &real)?;
         let Some((walked, stat)) = found else {
             self.clear(name, &real)?;
             self.records.charge(&real, target.len(), self.limits)?;
@@ -249,6 +235,25 @@ impl Unpacker<'_> {
         match linked {
             Err(Errno::NOENT) => Err(refused(REPLACES_TARGET)),
             other => other.map_err(failed("link")),
+        }
+    }
+
+    /// The directory of a hard link's target and the target's kind, where this layer has it.
+    fn find_target(&self, target: &[u8], link: &[u8]) -> Result<Option<(Walked, rustix::fs::Stat)>> {
+        let dir = Path::new(OsStr::from_bytes(parent(target).unwrap_or_default()));
+        let walked = match self.content.walk(dir, Missing::Fail) {
+            Ok(walked) => walked,
+            Err(e) if e.is_not_found() => return Ok(None),
+            Err(e) => return Err(walking(e)),
+        };
+        let name = name(target);
+        if join(walked.real.as_os_str().as_bytes(), name) == link {
+            return Err(refused("it is a hard link to itself"));
+        }
+        match rustix::fs::statat(&walked.fd, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some((walked, stat))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(source) => Err(failed("look at the target of")(source)),
         }
     }
 

@@ -101,7 +101,7 @@ pub struct Writable<'a> {
 pub struct Overlay<'a> {
     /// Read-only layers, topmost first; at least one.
     pub lowers: &'a [PathBuf],
-    /// Where changes go; none makes the mount read-only. Always mounted `volatile`: no sync is ever waited for, and after
+    /// Where changes go; none makes the mount read-only, nosuid, nodev and noexec. Always mounted `volatile`: no sync is ever waited for, and after
     /// a crash of the machine the upper directory must be thrown away.
     pub writable: Option<Writable<'a>>,
 }
@@ -295,7 +295,10 @@ fn overlay_new_api(overlay: &Overlay<'_>, target: &Path) -> Result<OwnedFd> {
         set_string(fs.as_fd(), "workdir", work).map_err(configure("option workdir"))?;
         rustix::mount::fsconfig_set_flag(&fs, "volatile").map_err(configure("option volatile"))?;
     } else {
-        attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+        attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     }
     for (key, value) in OVERLAY_OPTIONS {
         set_string(fs.as_fd(), key, value).map_err(configure("a fixed option"))?;
@@ -338,7 +341,8 @@ fn overlay_mount2(overlay: &Overlay<'_>, target: &Path) -> Result<()> {
     if data.len() >= MOUNT_OPTIONS_BYTES_MAX {
         return Err(MountError::TooManyLowers { count: overlay.lowers.len() });
     }
-    let flags = if overlay.writable.is_some() { MountFlags::empty() } else { MountFlags::RDONLY };
+    let view = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let flags = if overlay.writable.is_some() { MountFlags::empty() } else { view };
     let data = CString::new(data).unwrap_or_default();
     rustix::mount::mount("overlay", target, "overlay", flags, data.as_c_str())
         .map_err(on_path("mount an overlay at", target))

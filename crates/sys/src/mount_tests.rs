@@ -4,6 +4,8 @@
 use std::fs;
 use std::process::Command;
 
+use rustix::fs::StatVfsMountFlags;
+
 use super::*;
 
 const INSIDE: &str = "CRISP_TEST_PRIVATE_MOUNTS";
@@ -69,6 +71,9 @@ fn overlays_stack_and_take_changes_both_ways() {
                 Some(30),
                 "{name}: EROFS"
             );
+            let flags = rustix::fs::statvfs(&target).unwrap().f_flag;
+            let view = StatVfsMountFlags::NOSUID | StatVfsMountFlags::NODEV | StatVfsMountFlags::NOEXEC;
+            assert!(flags.contains(view), "{name}: {flags:?}");
             unmount_detach(&target).unwrap();
         }
     });

@@ -1,6 +1,8 @@
 //! One 512-byte header.
 
 pub(super) const BLOCK: usize = 512;
+/// Where a header has its type.
+pub(super) const KIND_AT: usize = 156;
 pub(super) type Block = [u8; BLOCK];
 
 /// The fields of a header, before extensions.
@@ -23,11 +25,10 @@ const MODE_BITS: u64 = 0o7777;
 impl Raw {
     pub(super) fn parse(block: &Block) -> Result<Self, &'static str> {
         check_sum(block)?;
-        let ustar = &block[257..263] == b"ustar\0";
         let mode = unsigned(&block[100..108])? & MODE_BITS;
-        let kind = block[156];
+        let kind = block[KIND_AT];
         Ok(Self {
-            path: path(block, ustar),
+            path: path(block),
             kind,
             mode: u32::try_from(mode).map_err(|_too_large| "a mode is out of range")?,
             uid: unsigned(&block[108..116])?,
@@ -46,7 +47,8 @@ impl Raw {
 }
 
 /// Name and, in ustar headers, its prefix. The GNU form keeps other things there.
-fn path(block: &Block, ustar: bool) -> Vec<u8> {
+fn path(block: &Block) -> Vec<u8> {
+    let ustar = &block[257..263] == b"ustar\0";
     let name = text(&block[..100]);
     let prefix = if ustar { text(&block[345..500]) } else { b"" };
     if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }

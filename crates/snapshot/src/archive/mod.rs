@@ -17,7 +17,7 @@ use sha2::Sha256;
 
 use crate::Limits;
 use crate::error::{Result, SnapshotError};
-use header::{BLOCK, Block, Raw};
+use header::{BLOCK, Block, KIND_AT, Raw};
 use input::Input;
 use pax::Pax;
 use sparse::Piece;
@@ -183,7 +183,7 @@ impl<'a, R: Read> Archive<'a, R> {
         if kind == Kind::File {
             // A PAX size belongs to this entry's data alone, never to an extension between the two.
             let stored = pax.size.unwrap_or(raw.size);
-            self.file_data(&mut entry, block, raw.kind, stored, pax.sparse)?;
+            self.file_data(&mut entry, block, stored, pax.sparse)?;
         }
         Ok(entry)
     }
@@ -192,13 +192,16 @@ impl<'a, R: Read> Archive<'a, R> {
         &mut self,
         entry: &mut Entry,
         block: &Block,
-        kind: u8,
         stored: u64,
         sparse: pax::Sparse,
     ) -> Result<()> {
         self.data.left = stored;
         self.data.padding = padding(stored);
-        let map = if kind == b'S' { Some(self.old_gnu_map(block)?) } else { self.pax_map(entry, sparse)? };
+        let map = if block[KIND_AT] == b'S' {
+            Some(self.old_gnu_map(block)?)
+        } else {
+            self.pax_map(entry, sparse)?
+        };
         let Some((size, mut pieces)) = map else {
             entry.size = stored;
             self.data.pieces.push(Piece { offset: 0, len: stored });

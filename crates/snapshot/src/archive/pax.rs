@@ -76,10 +76,11 @@ impl Pax {
             b"uid" => self.uid = decimal(value)?,
             b"gid" => self.gid = decimal(value)?,
             b"mtime" => self.mtime = time(value)?,
-            _ => match key.strip_prefix(b"GNU.sparse.") {
-                Some(key) => self.sparse.set(key, value)?,
-                None => {}
-            },
+            _ => {
+                if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+                    self.sparse.set(key, value)?;
+                }
+            }
         }
         Ok(())
     }
