@@ -55,6 +55,30 @@ impl Phase {
 pub(crate) struct Process {
     pub(crate) pid: i32,
     pub(crate) pidfd: OwnedFd,
+    /// Field 22 of `/proc/<pid>/stat`; 0 when it had ended before it could be read.
+    start_time_ticks: u64,
+}
+
+impl Process {
+    pub(crate) fn new(pid: i32, pidfd: OwnedFd) -> Self {
+        let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // Read before this, the file was the process's own: its number was not free for another.
+        let is_there = crisp_sys::pidfd::is_unreaped(&pidfd);
+        let start_time_ticks = if is_there { parse_start_time(&stat).unwrap_or(0) } else { 0 };
+        Self { pid, pidfd, start_time_ticks }
+    }
+
+    /// Names the process for good.
+    pub(crate) fn started(&self) -> pb::reply::Result {
+        pb::reply::Result::Started(pb::Started { pid: self.pid, start_time_ticks: self.start_time_ticks })
+    }
+}
+
+/// Field 22 of `/proc/<pid>/stat`. The second field is a name in brackets that may hold anything, brackets and spaces included.
+fn parse_start_time(stat: &[u8]) -> Option<u64> {
+    let after_name = stat.iter().rposition(|&byte| byte == b')')? + 1;
+    let rest = std::str::from_utf8(&stat[after_name..]).ok()?;
+    rest.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
 }
 
 #[derive(Debug)]
@@ -150,4 +174,18 @@ pub(crate) struct RunningCommand {
     pub(crate) command: Command,
     pub(crate) purpose: Purpose,
     pub(crate) deadline: Instant,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_time_is_found_behind_any_name() {
+        let fields = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20 21";
+        for name in ["sh", "a b", "x) S 1 2", ""] {
+            assert_eq!(parse_start_time(format!("12 ({name}) {fields}").as_bytes()), Some(4711), "{name}");
+        }
+        assert_eq!(parse_start_time(b"12 (sh) S 1"), None);
+    }
 }

@@ -16,7 +16,6 @@ use crate::epoll::Token;
 use crate::error::{Error, Result, Step as _, chain};
 use crate::handler::{self, Begun, ChildStdio, ExecOrder};
 use crate::server::{Role, Server};
-use crate::service::started;
 
 /// Execs at a time in one pod.
 const EXECS_MAX: usize = 1024;
@@ -111,7 +110,7 @@ impl Server {
             let Some(control) = &exec.control else { return };
             match control::receive(control) {
                 Ok(Some(Report::Process { pid, pidfd })) => {
-                    exec.process = Some(Process { pid, pidfd });
+                    exec.process = Some(Process::new(pid, pidfd));
                     self.claim(pid, Role::Exec(key));
                 }
                 Ok(Some(Report::Terminal(master))) => exec.terminal = Some(master),
@@ -146,8 +145,8 @@ impl Server {
     fn answer_exec(&mut self, key: u32) {
         let Some(exec) = self.execs.get_mut(&key) else { return };
         let (Some(asker), Some(process)) = (exec.asker.take(), &exec.process) else { return };
-        let (answer, terminal) = (started(process.pid), exec.terminal.take());
-        self.reply(asker, answer, terminal);
+        let (answer, terminal) = (process.started(), exec.terminal.take());
+        self.reply(asker, Ok(answer), terminal);
     }
 
     /// Nothing of the exec is left; whoever asked is told why.
@@ -171,7 +170,7 @@ impl Server {
         let made = outcome.and_then(|outcome| {
             let pid = outcome.pid.ok_or_else(|| Error::Said("the runtime told no pid".into()))?;
             let pidfd = pidfd::open(pid).step(|| format!("open the process {pid}"))?;
-            Ok((Process { pid, pidfd }, outcome.terminal))
+            Ok((Process::new(pid, pidfd), outcome.terminal))
         });
         let Some(exec) = self.execs.get_mut(&key) else { return };
         match made {

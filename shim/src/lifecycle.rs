@@ -16,7 +16,7 @@ use crate::handler::{self, Begun, ChildStdio};
 use crate::log::Stream;
 use crate::output::Output;
 use crate::server::{Role, Server};
-use crate::service::{Answer, started};
+use crate::service::Answer;
 
 /// The kubelet gives a creation two minutes; what takes longer (a hung mount, a hook) is killed before.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(100);
@@ -116,7 +116,7 @@ impl Server {
         let Some(container) = self.containers.get_mut(&key) else { return };
         match report {
             Report::Process { pid, pidfd } => {
-                container.init = Some(Process { pid, pidfd });
+                container.init = Some(Process::new(pid, pidfd));
                 self.claim(pid, Role::Init(key));
             }
             Report::Ready => self.created(key),
@@ -138,8 +138,9 @@ impl Server {
         let Phase::Creating { asker, .. } = container.phase else { return };
         let terminal = container.console.take().map(receive_terminal).transpose();
         let attached = terminal.and_then(|terminal| attach_terminal(container, terminal));
-        let pid = container.init.as_ref().map_or(0, |init| init.pid);
-        match attached.and_then(|()| started(pid)) {
+        let gone = || Error::Said("the container's init is gone".into());
+        let started = container.init.as_ref().map(Process::started).ok_or_else(gone);
+        match attached.and(started) {
             Ok(started) => {
                 container.phase = Phase::Created;
                 self.reply(asker, Ok(started), None);
@@ -332,7 +333,7 @@ impl Server {
         let made = outcome.and_then(|outcome| {
             let pid = outcome.pid.ok_or_else(|| Error::Said("the runtime told no pid".into()))?;
             let pidfd = pidfd::open(pid).step(|| format!("open the process {pid}"))?;
-            Ok((Process { pid, pidfd }, outcome.terminal))
+            Ok((Process::new(pid, pidfd), outcome.terminal))
         });
         let Some(container) = self.containers.get_mut(&key) else { return };
         match made {

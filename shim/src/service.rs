@@ -78,8 +78,9 @@ impl Server {
             return Err(Error::Exists { what: "the pod's init", id: init.pid.to_string() });
         }
         let child = crate::pod_init::start(self.single, order)?;
-        let started = started(child.pid)?;
-        self.pod_init = Some(Process { pid: child.pid, pidfd: child.pidfd });
+        let init = Process::new(child.pid, child.pidfd);
+        let started = init.started();
+        self.pod_init = Some(init);
         self.claim(child.pid, Role::PodInit);
         Ok(started)
     }
@@ -133,24 +134,6 @@ impl Server {
     }
 }
 
-/// Names the process for good, which is still a child that was not waited for.
-pub(crate) fn started(pid: i32) -> Result<pb::reply::Result> {
-    Ok(pb::reply::Result::Started(pb::Started { pid, start_time_ticks: start_time(pid)? }))
-}
-
-fn start_time(pid: i32) -> Result<u64> {
-    let path = format!("/proc/{pid}/stat");
-    let text = std::fs::read(&path).step(|| format!("read {path}"))?;
-    parse_start_time(&text).ok_or_else(|| Error::Said(format!("{path} has no start time")))
-}
-
-/// Field 22 of `/proc/<pid>/stat`. The second field is a name in brackets that may hold anything, brackets and spaces included.
-fn parse_start_time(stat: &[u8]) -> Option<u64> {
-    let after_name = stat.iter().rposition(|&byte| byte == b')')? + 1;
-    let rest = std::str::from_utf8(&stat[after_name..]).ok()?;
-    rest.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
-}
-
 /// An error as the daemon is told.
 pub(crate) fn failure(error: &Error) -> pb::Failure {
     let code = match error.kind() {
@@ -163,18 +146,4 @@ pub(crate) fn failure(error: &Error) -> pb::Failure {
         ErrorKind::NotReady | ErrorKind::Timeout | ErrorKind::Internal => pb::Code::Internal,
     };
     pb::Failure { code: code.into(), message: chain(error) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_start_time_is_found_behind_any_name() {
-        let fields = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20 21";
-        for name in ["sh", "a b", "x) S 1 2", ""] {
-            assert_eq!(parse_start_time(format!("12 ({name}) {fields}").as_bytes()), Some(4711), "{name}");
-        }
-        assert_eq!(parse_start_time(b"12 (sh) S 1"), None);
-    }
 }

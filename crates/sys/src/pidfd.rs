@@ -51,6 +51,12 @@ pub fn kill(pidfd: impl AsFd) -> io::Result<()> {
     }
 }
 
+/// Nobody has waited for the process yet, so its number is still its own.
+pub fn is_unreaped(pidfd: impl AsFd) -> bool {
+    // A process that has ended and was not waited for (a zombie) still takes the empty signal.
+    crate::clone::probe_signal(pidfd)
+}
+
 /// Takes the status of one child that has ended, without waiting; `None` when there is none.
 ///
 /// The pid is free for reuse afterwards.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd, OwnedFd};
 
 use rustix::process::Signal;
 
@@ -18,6 +18,15 @@ pub fn signal_from_number(number: i32) -> Option<Signal> {
     // SAFETY: the number is one of the kernel's signals. The reserved ones (32–34 inside a C library) are only ever sent to
     // other processes here, where the kernel's numbers hold.
     Some(unsafe { Signal::from_raw_unchecked(number) })
+}
+
+/// Whether a signal could be sent through this pidfd: signal 0, which is only checked.
+pub(crate) fn probe(pidfd: impl AsFd) -> bool {
+    // SAFETY: integers and a null pointer, which means "no further information". rustix has no signal 0.
+    let result = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_fd().as_raw_fd(), 0, std::ptr::null::<libc::siginfo_t>(), 0)
+    };
+    result == 0
 }
 
 /// Blocks these signals in the calling thread and gives a descriptor that is readable while one of them is pending.
