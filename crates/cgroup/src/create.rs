@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use crate::devices::DeviceTable;
 use crate::file::{read_at, remove_dir, write_at};
 use crate::layout::{Hierarchy, Layout};
-use crate::limits::{Current, Setting, settings};
+use crate::limits::{Absent, Current, Refused, Setting, settings};
 use crate::remove::remove_tree;
 use crate::wait::Patience;
 use crate::{Cgroup, CgroupError, CgroupPath, Cgroups, Resources, Result, Version};
@@ -197,7 +197,8 @@ fn inherited(hierarchy: &Hierarchy, path: &CgroupPath, file: &str) -> Result<Str
 fn enable_needed(hierarchy: &Hierarchy, parent: &CgroupPath, settings: &[Setting]) -> Result<()> {
     let wanted: Vec<&str> = V2_CONTROLLERS.into_iter().filter(|name| hierarchy.has(name)).collect();
     let Err((refused, error)) = enable(hierarchy, parent, &wanted)? else { return Ok(()) };
-    let needed = settings.iter().any(|s| !s.optional && refused.iter().any(|name| *name == s.controller));
+    let needed =
+        settings.iter().any(|s| s.absent == Absent::Fail && refused.iter().any(|name| *name == s.controller));
     if needed { Err(error) } else { Ok(()) }
 }
 
@@ -242,7 +243,9 @@ pub(crate) fn apply(layout: &Layout, path: &CgroupPath, settings: &[Setting]) ->
     while let Some((first, after)) = rest.split_first() {
         rest = after;
         match (write_setting(layout, path, first), after.split_first()) {
-            (Err(CgroupError::Write { source: Errno::INVAL, .. }), Some((second, after))) if first.pair => {
+            (Err(CgroupError::Write { source: Errno::INVAL, .. }), Some((second, after)))
+                if first.refused == Refused::NextFirst =>
+            {
                 write_setting(layout, path, second)?;
                 write_setting(layout, path, first)?;
                 rest = after;
@@ -257,7 +260,7 @@ pub(crate) fn apply(layout: &Layout, path: &CgroupPath, settings: &[Setting]) ->
 pub(crate) fn tree_of<'a>(layout: &'a Layout, setting: &Setting) -> Result<Option<&'a Hierarchy>> {
     match layout.of(&setting.controller) {
         Some(hierarchy) => Ok(Some(hierarchy)),
-        None if setting.optional => Ok(None),
+        None if setting.absent == Absent::Skip => Ok(None),
         None => Err(missing(setting)),
     }
 }
@@ -281,7 +284,7 @@ fn missing(setting: &Setting) -> CgroupError {
 fn write_setting(layout: &Layout, path: &CgroupPath, setting: &Setting) -> Result<()> {
     let Some(hierarchy) = tree_of(layout, setting)? else { return Ok(()) };
     match write_at(hierarchy, path.relative(), &setting.file, &setting.value) {
-        Err(CgroupError::Write { source: Errno::NOENT, .. }) if setting.optional => Ok(()),
+        Err(CgroupError::Write { source: Errno::NOENT, .. }) if setting.absent == Absent::Skip => Ok(()),
         other => other,
     }
 }

@@ -136,10 +136,15 @@ impl Layout {
     }
 }
 
-/// One entry per v1 tree, in mount order; a second mount of the same tree is left out.
+/// One entry per v1 tree. Of several mounts of one tree the whole one counts, and the one at the usual place: binds of parts of
+/// it into the root filesystems of containers show here too.
 fn v1_mounts(mounts: &[Mountinfo]) -> Vec<(PathBuf, Vec<String>)> {
+    let mut mounts: Vec<&Mountinfo> = mounts.iter().filter(|mount| mount.fs_type.0 == "cgroup").collect();
+    mounts.sort_by_key(|mount| {
+        (mount.mount_root != Path::new("/"), !mount.mount_point.starts_with(UNIFIED_MOUNTPOINT))
+    });
     let mut trees: Vec<(PathBuf, Vec<String>)> = Vec::new();
-    for mount in mounts.iter().filter(|mount| mount.fs_type.0 == "cgroup") {
+    for mount in mounts {
         let names: Vec<String> =
             mount.super_opts.iter().filter(|option| names_controller(option)).cloned().collect();
         let seen = trees.iter().any(|(_, others)| others.iter().any(|other| names.contains(other)));
@@ -153,4 +158,50 @@ fn v1_mounts(mounts: &[Mountinfo]) -> Vec<(PathBuf, Vec<String>)> {
 fn names_controller(option: &str) -> bool {
     let flag = V1_MOUNT_FLAGS.contains(&option) || option.starts_with("release_agent=");
     !flag && (!option.contains('=') || option.starts_with("name="))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(root: &str, point: &str, kind: &str, options: &str) -> Mountinfo {
+        Mountinfo {
+            mount_root: root.into(),
+            mount_point: point.into(),
+            fs_type: (kind.to_owned(), None),
+            super_opts: options.split(',').map(str::to_owned).collect(),
+        }
+    }
+
+    #[test]
+    fn every_v1_tree_is_found_once_at_its_usual_place() {
+        let mounts = [
+            mount("/", "/", "ext4", "rw"),
+            mount("/pod", "/var/rootfs/sys/fs/cgroup/memory", "cgroup", "rw,memory"),
+            mount("/", "/mnt/cpu", "cgroup", "rw,cpu,cpuacct"),
+            mount("/", "/sys/fs/cgroup/systemd", "cgroup", "rw,xattr,release_agent=/bin/x,name=systemd"),
+            mount("/", "/sys/fs/cgroup/cpu,cpuacct", "cgroup", "rw,cpu,cpuacct"),
+            mount("/", "/sys/fs/cgroup/memory", "cgroup", "rw,memory"),
+            mount("/", "/sys/fs/cgroup/cpuset", "cgroup", "rw,cpuset,clone_children,cpuset_v2_mode"),
+            mount("/", "/sys/fs/cgroup/unified", "cgroup2", "rw,nsdelegate"),
+        ];
+        let found = v1_mounts(&mounts);
+        let found: Vec<_> =
+            found.iter().map(|(point, names)| (point.to_str().unwrap(), names.join(" "))).collect();
+        let want = [
+            ("/sys/fs/cgroup/systemd", "name=systemd"),
+            ("/sys/fs/cgroup/cpu,cpuacct", "cpu cpuacct"),
+            ("/sys/fs/cgroup/memory", "memory"),
+            ("/sys/fs/cgroup/cpuset", "cpuset"),
+        ];
+        assert_eq!(found, want.map(|(point, names)| (point, names.to_owned())));
+        assert!(v1_mounts(&mounts[..1]).is_empty());
+    }
+
+    #[test]
+    fn without_a_tree_there_is_no_layout() {
+        assert!(matches!(Cgroups::v1_at(Vec::new()), Err(CgroupError::NotMounted)));
+        let nowhere = Cgroups::v2_at(Path::new("/nonexistent"));
+        assert!(matches!(nowhere, Err(CgroupError::Read { source: rustix::io::Errno::NOENT, .. })));
+    }
 }

@@ -26,23 +26,46 @@ pub(crate) struct Setting {
     pub(crate) value: String,
     /// The field of [`Resources`] that asked for it.
     pub(crate) field: &'static str,
-    /// A machine without the controller or file is no error.
-    pub(crate) optional: bool,
-    /// The kernel checks this one and the next against each other: when it refuses this one first, the next goes first.
-    pub(crate) pair: bool,
+    /// What to do where the controller or the file is missing.
+    pub(crate) absent: Absent,
+    /// What to do when the kernel refuses it.
+    pub(crate) refused: Refused,
+}
+
+/// A setting without its controller or file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Absent {
+    Fail,
+    /// It has no effect on this machine.
+    Skip,
+}
+
+/// A setting that the kernel finds invalid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    Fail,
+    /// The kernel checks this one and the next against each other: the next goes first, then this one again.
+    NextFirst,
 }
 
 impl Setting {
     fn new(controller: &'static str, file: &'static str, value: String, field: &'static str) -> Self {
-        Self { controller: controller.into(), file: file.into(), value, field, optional: false, pair: false }
+        Self {
+            controller: controller.into(),
+            file: file.into(),
+            value,
+            field,
+            absent: Absent::Fail,
+            refused: Refused::Fail,
+        }
     }
 
     fn optional(self) -> Self {
-        Self { optional: true, ..self }
+        Self { absent: Absent::Skip, ..self }
     }
 
     fn paired(self) -> Self {
-        Self { pair: true, ..self }
+        Self { refused: Refused::NextFirst, ..self }
     }
 }
 

@@ -65,7 +65,8 @@ fn cpu_max_follows_what_is_given() {
 #[test]
 fn swap_follows_the_memory_limit() {
     // (memory, memory + swap, current) → v1, v2
-    let table: [(i64, i64, Current, &[&str], &[&str]); 9] = [
+    type Row<'a> = (i64, i64, Current, &'a [&'a str], &'a [&'a str]);
+    let table: [Row<'_>; 9] = [
         (100, 0, Current::Fresh, &["100", "t100"], &["s0", "100"]),
         (100, 100, Current::Fresh, &["100", "t100"], &["s0", "100"]),
         (100, 150, Current::Fresh, &["100", "t150"], &["s50", "100"]),

@@ -5,7 +5,7 @@ use rustix::io::Errno;
 use crate::create::{apply, tree_of};
 use crate::file::{parse_error, read_at, read_if_there, write_at};
 use crate::layout::{Hierarchy, Layout};
-use crate::limits::{Current, Setting, parse_cpu_max, parse_limit, settings};
+use crate::limits::{Absent, Current, Setting, parse_cpu_max, parse_limit, settings};
 use crate::stats::value_of;
 use crate::{Cgroup, CgroupError, Resources, Result, Version};
 
@@ -117,9 +117,9 @@ impl Cgroup {
 
 fn old_value<'a>(layout: &'a Layout, dir: &str, setting: &'a Setting) -> Result<Option<Old<'a>>> {
     let Some(hierarchy) = tree_of(layout, setting)? else { return Ok(None) };
-    let text = match setting.optional {
-        true => read_if_there(hierarchy, dir, &setting.file)?,
-        false => Some(read_at(hierarchy, dir, &setting.file)?),
+    let text = match setting.absent {
+        Absent::Skip => read_if_there(hierarchy, dir, &setting.file)?,
+        Absent::Fail => Some(read_at(hierarchy, dir, &setting.file)?),
     };
     Ok(text.map(|text| Old { hierarchy, file: &setting.file, text }))
 }

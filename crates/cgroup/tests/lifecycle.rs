@@ -1,5 +1,5 @@
 //! Making, finding, removing real cgroups.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::fn_params_excessive_bools, reason = "tests")]
 
 mod support;
 

@@ -40,7 +40,9 @@ pub enum BpfError {
         count: usize,
     },
     /// The kernel wants a capability that we lack.
-    #[error("bpf {call} is not permitted: it needs CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN, in the initial user namespace")]
+    #[error(
+        "bpf {call} is not permitted: it needs CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN, in the initial user namespace"
+    )]
     NotPermitted {
         /// `load` or `attach`.
         call: &'static str,
@@ -105,12 +107,18 @@ impl DeviceProgram {
         }
         match load(insns, &mut []) {
             Ok(fd) => Ok(Self(fd)),
-            Err(source) if source.raw_os_error() == Some(libc::EPERM) => Err(BpfError::NotPermitted { call: "load" }),
+            Err(source) if source.raw_os_error() == Some(libc::EPERM) => {
+                Err(BpfError::NotPermitted { call: "load" })
+            }
             Err(source) => {
                 let mut log = vec![0; VERIFIER_LOG_BYTES];
                 // The log is worth a second try: a load that has one is slower.
                 let again = load(insns, &mut log);
-                again.map(Self).map_err(|_| BpfError::Load { count: insns.len(), log: text(&log), source })
+                again.map(Self).map_err(|_same| BpfError::Load {
+                    count: insns.len(),
+                    log: text(&log),
+                    source,
+                })
             }
         }
     }
@@ -127,10 +135,14 @@ impl DeviceProgram {
             attach_flags: BPF_F_ALLOW_MULTI,
         };
         // SAFETY: `attr` is a prefix of union bpf_attr of the size given, and outlives the call.
-        let done = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attr, size_of::<AttachAttr>()) };
+        let done = unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attr, size_of::<AttachAttr>())
+        };
         match (done, io::Error::last_os_error()) {
             (0, _) => Ok(()),
-            (_, source) if source.raw_os_error() == Some(libc::EPERM) => Err(BpfError::NotPermitted { call: "attach" }),
+            (_, source) if source.raw_os_error() == Some(libc::EPERM) => {
+                Err(BpfError::NotPermitted { call: "attach" })
+            }
             (_, source) => Err(BpfError::Attach { source }),
         }
     }
@@ -160,4 +172,42 @@ fn load(insns: &[Insn], log: &mut [u8]) -> io::Result<OwnedFd> {
 fn text(log: &[u8]) -> String {
     let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
     String::from_utf8_lossy(&log[..end]).trim().replace('\n', "; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXIT: Insn = Insn { code: 0x95, registers: 0, off: 0, imm: 0 };
+
+    fn return_value(imm: i32) -> [Insn; 2] {
+        [Insn { code: 0xb7, registers: 0, off: 0, imm }, EXIT]
+    }
+
+    #[test]
+    fn a_program_that_is_too_long_never_reaches_the_kernel() {
+        let error = DeviceProgram::load(&vec![EXIT; INSNS_MAX + 1]).unwrap_err();
+        assert!(matches!(error, BpfError::TooLong { count } if count == INSNS_MAX + 1), "{error}");
+    }
+
+    #[test]
+    fn the_kernel_takes_good_programs_and_says_what_is_wrong_with_bad_ones() {
+        match DeviceProgram::load(&return_value(1)) {
+            Ok(_program) => {}
+            // Not root.
+            Err(BpfError::NotPermitted { call: "load" }) => return,
+            Err(error) => panic!("{error}"),
+        }
+        // The register that a program returns is never set.
+        let error = DeviceProgram::load(&[EXIT]).unwrap_err();
+        assert!(matches!(&error, BpfError::Load { log, .. } if log.contains("R0")), "{error}");
+    }
+
+    #[test]
+    fn a_program_is_attached_to_cgroups_only() {
+        let Ok(program) = DeviceProgram::load(&return_value(1)) else { return };
+        let dir = std::fs::File::open("/").unwrap();
+        let error = program.attach(std::os::fd::AsFd::as_fd(&dir)).unwrap_err();
+        assert!(matches!(error, BpfError::Attach { .. }), "{error}");
+    }
 }
