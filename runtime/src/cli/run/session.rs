@@ -110,7 +110,8 @@ impl<'p> Session<'p> {
     pub(super) async fn stop_containers(&mut self) -> Result<()> {
         let mut grace = self.plan.grace_seconds;
         self.ui.step("stop", &format!("{grace} s of grace; Ctrl-C again takes it away"))?;
-        let containers = pods::containers(&mut self.client, &self.pod_id()).await?;
+        let pod_id = self.pod_id();
+        let containers = pods::containers(&mut self.client, &pod_id).await?;
         let (client, interrupts) = (self.client.clone(), self.interrupts.clone());
         let mut read = tokio::time::interval(LOG_POLL);
         let mut stopping = Box::pin(stop::stop_containers(&client, &containers, grace));
