@@ -201,11 +201,11 @@ impl Node {
         self.images.pull(reference, Auth::Anonymous, &|_| ()).await
     }
 
-    /// Nothing half-made is left in the layer store.
-    pub(crate) fn assert_clean(&self) {
+    /// Nothing half-made is left in the layer store. What was stopped may still be at its last system call.
+    pub(crate) async fn assert_clean(&self) {
         let staging = self.dir.path().join("layers/.staging");
-        let left = std::fs::read_dir(&staging).map_or(0, Iterator::count);
-        assert_eq!(left, 0, "staging is not empty");
+        let left = || std::fs::read_dir(&staging).map_or(0, Iterator::count);
+        eventually("nothing is left in staging", || left() == 0).await;
     }
 
     /// The content of a file in one of the image's layers.

@@ -33,7 +33,7 @@ async fn a_broken_download_goes_on_where_it_stopped() {
     assert_eq!(node.file(&image, "a").unwrap(), noise("a", 500_000));
     let ranges: Vec<_> = fake.log().iter().filter_map(|r| r.header("range").map(str::to_owned)).collect();
     assert_eq!(ranges, ["bytes=100000-", "bytes=200000-", "bytes=300000-"]);
-    node.assert_clean();
+    node.assert_clean().await;
 }
 
 #[tokio::test]
@@ -78,7 +78,7 @@ async fn layers_that_wait_for_the_bottom_one_come_with_it() {
     let image = node.pull(&name).await.unwrap();
     assert_eq!(image.chain.len(), 12);
     assert!((0..12).all(|n| node.file(&image, &format!("l{n}")).is_some()));
-    node.assert_clean();
+    node.assert_clean().await;
 }
 
 #[tokio::test]
@@ -109,7 +109,7 @@ async fn a_pull_that_makes_no_progress_is_given_up() {
     let node = Node::with(config);
     let error = node.pull(&name).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
-    node.assert_clean();
+    node.assert_clean().await;
 }
 
 #[tokio::test]
@@ -128,7 +128,7 @@ async fn a_layer_that_breaks_for_good_leaves_nothing() {
     assert!(error.is_registry_unavailable(), "{error}");
     assert_eq!(error.kind(), ErrorKind::NotReady);
     assert!(node.images.list().is_empty() && node.images.resolve(&name).unwrap().is_none());
-    node.assert_clean();
+    node.assert_clean().await;
     node.images.collect().unwrap();
     assert!(node.layers.list().is_empty());
 }
@@ -159,7 +159,7 @@ async fn what_does_not_match_its_digest_is_not_kept() {
         let text = chain(&error);
         assert!(["digest", "more than", "ended at"].iter().any(|w| text.contains(w)), "{kind}: {text}");
         assert!(node.images.list().is_empty() && node.layers.list().is_empty(), "{kind}");
-        node.assert_clean();
+        node.assert_clean().await;
     }
 }
 
@@ -171,7 +171,7 @@ async fn a_layer_whose_content_is_another_than_its_configuration_says_is_not_kep
     let error = node.pull(&name).await.unwrap_err();
     assert!(error.to_string().contains("unpacked layer"), "{error}");
     assert!(node.layers.list().is_empty());
-    node.assert_clean();
+    node.assert_clean().await;
 }
 
 /// Layers that are exactly what their digests say, and still no good.
@@ -209,7 +209,7 @@ async fn malformed_layers_end_in_an_error_and_leave_nothing() {
         assert!(matches!(error.root(), ImageError::Layer { .. }), "{what}: {error:?}");
         assert!(start.elapsed() < Duration::from_secs(60), "{what}");
         assert!(node.layers.list().is_empty() && node.images.list().is_empty(), "{what}");
-        node.assert_clean();
+        node.assert_clean().await;
     }
 }
 

@@ -68,7 +68,7 @@ async fn a_layout_is_imported_in_every_form() {
         assert_eq!(imported[0].repo_digests, [format!("example.io/app@{}", image.digest())]);
         assert_eq!(node.file(&imported[0], "a").unwrap().len(), 100_000);
         assert_eq!(node.images.list().len(), 1);
-        node.assert_clean();
+        node.assert_clean().await;
     }
 }
 
@@ -187,7 +187,7 @@ async fn archives_that_lie_are_refused_and_leave_nothing() {
         let error = import(&node, &file(dir.path(), &bytes), None).await.unwrap_err();
         assert!(node.images.list().is_empty() && node.layers.list().is_empty(), "{what}: {error}");
         assert_eq!(fs::read_dir(node.dir.path().join("images")).unwrap().count(), 0, "{what}");
-        node.assert_clean();
+        node.assert_clean().await;
     }
 }
 

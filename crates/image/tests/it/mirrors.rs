@@ -99,7 +99,7 @@ async fn a_mirror_that_lies_is_left_for_the_next_host() {
         let (_root, node) = node_with(&server, &[(&mirror, "")]);
         let pulled = node.pull("reg.test/app:v1").await.unwrap();
         assert_eq!(node.file(&pulled, "a").unwrap().len(), 100_000);
-        node.assert_clean();
+        node.assert_clean().await;
     }
 }
 

@@ -31,7 +31,7 @@ async fn a_tag_is_pulled_once_and_then_only_looked_at() {
     let again = node.pull(&format!("{name}:v1")).await.unwrap();
     assert_eq!(again, pulled);
     assert_eq!(fake.asked(), ["HEAD app/manifests/v1"]);
-    node.assert_clean();
+    node.assert_clean().await;
 }
 
 #[tokio::test]

@@ -57,18 +57,26 @@ async fn images_that_share_layers_fetch_them_once() {
 
 #[tokio::test]
 async fn a_layer_that_fails_for_one_pull_is_tried_by_the_other() {
-    let (fake, node) = (Fake::start().await, Node::new());
+    let fake = Fake::start().await;
     let shared = layer("shared", 300_000);
     TestImage::new(&[shared.clone(), layer("a", 10)]).publish(&fake, "a", "v1");
     TestImage::new(&[shared.clone(), layer("b", 10)]).publish(&fake, "b", "v1");
     // The repository "a" loses the layer while both wait for it.
-    fake.hook(move |request, _, good| match request.path.contains("/a/blobs/") {
-        true if request.path.ends_with(shared.digest().as_str()) => Reply::status(404),
-        _ => good,
+    let digest = shared.digest();
+    fake.hook(move |request, seen, good| match request.path == format!("/v2/a/blobs/{digest}") {
+        true if seen == 0 => Reply { stall: Some(10), ..good },
+        true => Reply::status(404),
+        false => good,
     });
-    let (a, b) = (format!("{}/a:v1", fake.host()), format!("{}/b:v1", fake.host()));
-    let (a, b) = tokio::join!(node.pull(&a), node.pull(&b));
-    assert!(a.is_err() && b.is_ok(), "{b:?}");
+    let mut config = crate::content::config();
+    config.silence_max = Duration::from_secs(1);
+    let node = Node::with(config);
+    let (images, name) = (node.images.clone(), format!("{}/a:v1", fake.host()));
+    let a = tokio::spawn(async move { images.pull(&name, Auth::Anonymous, &|_| ()).await });
+    eventually("the layer is asked for", || fake.count(shared.digest().as_str()) == 1).await;
+    node.pull(&format!("{}/b:v1", fake.host())).await.unwrap();
+    assert!(a.await.unwrap().is_err());
+    assert_eq!(fake.count(&format!("b/blobs/{}", shared.digest())), 1);
 }
 
 #[tokio::test]
@@ -93,11 +101,7 @@ async fn the_last_one_to_leave_stops_the_download() {
     drop(second.await);
     let closed = eventually("the connection is closed", || fake.open() == 0);
     tokio::time::timeout(Duration::from_secs(1), closed).await.unwrap();
-    let staging = node.dir.path().join("layers/.staging");
-    eventually("the layer in the making is gone", || {
-        std::fs::read_dir(&staging).map_or(0, Iterator::count) == 0
-    })
-    .await;
+    node.assert_clean().await;
     assert!(node.images.list().is_empty());
 }
 
@@ -166,5 +170,5 @@ async fn pulls_and_collections_do_not_tear_images_apart() {
     }
     node.images.collect().unwrap();
     assert!(node.layers.list().is_empty() && node.images.list().is_empty());
-    node.assert_clean();
+    node.assert_clean().await;
 }

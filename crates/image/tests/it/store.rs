@@ -144,7 +144,7 @@ async fn an_image_that_lost_a_part_is_dropped_at_start_and_can_be_pulled_again()
         assert_eq!(fs::read_dir(node.dir.path().join("images")).unwrap().count(), 0, "{damage}");
         let again = node.pull(&name).await.unwrap();
         assert_eq!(again.repo_tags, [name]);
-        node.assert_clean();
+        node.assert_clean().await;
     }
 }
 
