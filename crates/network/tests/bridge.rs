@@ -480,37 +480,37 @@ fn a_firewall_that_drops_forwarded_packets_is_named() {
     });
 }
 
-/// Prints the time of an attach and a detach; the budget of 0.8 ms is for a quiet machine, so only a gross excess fails.
+/// Prints what an attach and a detach take.
 #[test]
-fn attaching_is_quick() {
-    on_private_host("attaching_is_quick", |dir| {
+fn a_hundred_pods_come_and_go() {
+    on_private_host("a_hundred_pods_come_and_go", |dir| {
         let network = Network::open(config(dir)).unwrap();
-        let (mut up, mut down) = (Vec::new(), Vec::new());
+        // Without and with a host port, in turn.
+        let (mut up, mut down) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
         for n in 0..100 {
-            let mut pod = Pod::new(dir, "bench");
+            let mut pod = Pod::new(dir, "one");
             if n % 2 == 1 {
                 pod.publish(Protocol::Tcp, 12000, 80, None);
             }
             let started = Instant::now();
-            attach(&network, &pod);
-            up.push((n % 2, started.elapsed()));
+            assert_eq!(attach(&network, &pod).to_string(), format!("10.88.0.{}", n + 2));
+            up[n % 2].push(started.elapsed());
             let started = Instant::now();
             network.detach(&pod.id, None).unwrap();
-            down.push((n % 2, started.elapsed()));
+            down[n % 2].push(started.elapsed());
         }
-        for (kind, what) in [(0, "no ports"), (1, "one host port")] {
-            let p = |times: &[(i32, Duration)], share: usize| {
-                let mut times: Vec<_> = times.iter().filter(|(k, _)| *k == kind).map(|(_, t)| *t).collect();
-                times.sort();
-                times[times.len() * share / 100]
-            };
+        let percentile = |times: &mut Vec<Duration>, share: usize| {
+            times.sort();
+            times[times.len() * share / 100]
+        };
+        for (kind, what) in ["no port", "one host port"].into_iter().enumerate() {
+            let (p50, p95) = (percentile(&mut up[kind], 50), percentile(&mut up[kind], 95));
             println!(
-                "{what}: attach p50 {:?} p95 {:?}, detach p50 {:?}",
-                p(&up, 50),
-                p(&up, 95),
-                p(&down, 50)
+                "{what}: attach p50 {p50:?} p95 {p95:?}, detach p50 {:?}",
+                percentile(&mut down[kind], 50)
             );
-            assert!(p(&up, 50) < Duration::from_millis(100));
         }
+        assert_eq!(network.describe()["Bridge"]["addressesInUse"], 0);
+        assert!(!sh("nft list ruleset").contains("12000"));
     });
 }
