@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -448,10 +447,4 @@ fn read_record(home: &Path) -> Result<Record> {
         .read_file(Path::new(RECORD), RECORD_BYTES_MAX)
         .map_err(SnapshotError::path("read a layer's record"))?;
     serde_json::from_slice(&text).map_err(|source| SnapshotError::Record { path, source })
-}
-
-impl AsFd for StagedLayer {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.content.as_fd()
-    }
 }

@@ -1,4 +1,5 @@
 //! Layers on top of each other, seen through real overlay mounts.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "support/private.rs"]
 mod private;

@@ -1,4 +1,5 @@
 //! Random layers against a naive model: maps of paths, merged by the rules of the image specification.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "support/private.rs"]
 mod private;

@@ -144,12 +144,7 @@ pub fn overlay(overlay: &Overlay<'_>, target: &Path) -> Result<()> {
 /// [`MountError`] with the step that the kernel refused.
 pub fn overlay_detached(overlay: &Overlay<'_>, scratch: &Path) -> Result<OwnedFd> {
     match overlay_new_api(overlay, scratch) {
-        Err(e) if lacks_lowerdir_plus(&e) => {
-            overlay_mount2(overlay, scratch)?;
-            let root = open_o_path(scratch, OFlags::DIRECTORY);
-            unmount_detach(scratch)?;
-            root
-        }
+        Err(e) if lacks_lowerdir_plus(&e) => overlay_mount2_detached(overlay, scratch),
         other => other,
     }
 }
@@ -209,7 +204,7 @@ pub fn tmpfs(target: &Path, options: &Tmpfs) -> Result<()> {
         set_string(fs.as_fd(), "size", bytes.to_string()).map_err(configure("option size"))?;
     }
     set_string(fs.as_fd(), "mode", format!("{:o}", options.mode)).map_err(configure("option mode"))?;
-    rustix::mount::fsconfig_create(&fs).map_err(configure("creation"))?;
+    rustix::mount::fsconfig_create(&fs).map_err(configure(CREATION))?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
@@ -303,23 +298,32 @@ fn overlay_new_api(overlay: &Overlay<'_>, target: &Path) -> Result<OwnedFd> {
     for (key, value) in OVERLAY_OPTIONS {
         set_string(fs.as_fd(), key, value).map_err(configure("a fixed option"))?;
     }
-    rustix::mount::fsconfig_create(&fs).map_err(configure("creation"))?;
+    rustix::mount::fsconfig_create(&fs).map_err(configure(CREATION))?;
     rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(configure("fsmount"))
 }
 
 const LOWERDIR_PLUS: &str = "option lowerdir+";
+const CREATION: &str = "creation";
 
 /// No option by which one layer could redirect into another, and no index that would tie the directories to this mount.
 const OVERLAY_OPTIONS: [(&str, &str); 3] = [("index", "off"), ("redirect_dir", "off"), ("metacopy", "off")];
 
-/// Before 6.5 overlay knows no `lowerdir+`, and before 5.2 there is no `fsopen`.
+/// Kernels without `lowerdir+` refuse the option itself or, where overlay still takes its options as one string (before 6.5), the
+/// creation; before 5.2 there is no `fsopen`. The same number has other causes, too; then `mount(2)` fails as well.
 fn lacks_lowerdir_plus(error: &MountError) -> bool {
     match error {
         MountError::Configure { step, source, .. } => {
-            (*step == LOWERDIR_PLUS && *source == Errno::INVAL) || *source == Errno::NOSYS
+            ([LOWERDIR_PLUS, CREATION].contains(step) && *source == Errno::INVAL) || *source == Errno::NOSYS
         }
         _ => false,
     }
+}
+
+fn overlay_mount2_detached(overlay: &Overlay<'_>, scratch: &Path) -> Result<OwnedFd> {
+    overlay_mount2(overlay, scratch)?;
+    let root = open_o_path(scratch, OFlags::DIRECTORY);
+    unmount_detach(scratch)?;
+    root
 }
 
 fn overlay_mount2(overlay: &Overlay<'_>, target: &Path) -> Result<()> {

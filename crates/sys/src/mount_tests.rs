@@ -84,10 +84,13 @@ fn a_detached_overlay_is_seen_through_its_descriptor_alone() {
     in_private_mounts("a_detached_overlay_is_seen_through_its_descriptor_alone", |home| {
         let (lowers, scratch) = (layers(home, 2), dir(home, "scratch"));
         let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let root = overlay_detached(&Overlay { lowers: &lowers, writable: None }, &scratch).unwrap();
-        assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
-        let root = crate::path::RootedDir::from_fd(root).unwrap();
-        assert_eq!(root.read_file(Path::new("/f1"), 9).unwrap(), b"1");
+        let view = Overlay { lowers: &lowers, writable: None };
+        for way in [overlay_detached, overlay_mount2_detached] {
+            let root = way(&view, &scratch).unwrap();
+            assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
+            let root = crate::path::RootedDir::from_fd(root).unwrap();
+            assert_eq!(root.read_file(Path::new("/f1"), 9).unwrap(), b"1");
+        }
         assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
     });
 }

@@ -1,4 +1,5 @@
 //! Archives to order, honest and hostile, and private mounts to unpack them in.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(dead_code, unreachable_pub, reason = "each test uses its part")]
 
 /// One entry; what is not set is zero or empty.

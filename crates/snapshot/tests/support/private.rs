@@ -1,4 +1,5 @@
 //! Tests that mount: each runs again in a process of its own, in a private mount namespace, on a tmpfs.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(
     dead_code,
     unreachable_pub,
