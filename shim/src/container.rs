@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crisp_proto::supervisor as pb;
+use crisp_sys::pidfd::Ended;
 
 use crate::cgroup::ExecGroup;
 use crate::command::Command;
@@ -87,6 +88,8 @@ pub(crate) struct Container {
     pub(crate) phase: Phase,
     /// Until it was reaped.
     pub(crate) init: Option<Process>,
+    /// How init ended, while its launcher still holds the control socket, whose end tells whether the program ran.
+    pub(crate) ended: Option<Ended>,
     /// Until init has executed its program.
     pub(crate) control: Option<OwnedFd>,
     /// Where the terminal's master comes from.
@@ -148,7 +151,7 @@ pub(crate) struct Exec {
     /// When the whole tree is killed.
     pub(crate) deadline: Option<Instant>,
     pub(crate) kill: Kill,
-    /// Reaped; only its tree is waited for.
+    /// Reaped; its helper's end of the control socket, or its tree, is waited for.
     pub(crate) exit: Option<pb::Exit>,
 }
 

@@ -134,10 +134,10 @@ impl Server {
         if let Some(control) = exec.control.take() {
             self.epoll.remove(control.as_fd());
         }
-        if exec.failure.is_none() && exec.process.is_some() {
-            return self.answer_exec(key);
-        }
-        if exec.process.is_none() {
+        if exec.failure.is_none() && (exec.process.is_some() || exec.exit.is_some()) {
+            self.answer_exec(key);
+            self.finish_exec(key);
+        } else if exec.process.is_none() || exec.exit.is_some() {
             self.exec_failed(key);
         }
     }
@@ -192,15 +192,13 @@ impl Server {
         // What it told before its end comes first.
         self.exec_control_ready(key);
         let Some(exec) = self.execs.get_mut(&key) else { return };
-        exec.process = None;
-        if exec.asker.is_some() {
-            if exec.control.is_none() {
-                self.exec_failed(key);
-            }
-            return;
-        }
         exec.exit = Some(crate::exit::exit(ended, false));
-        self.finish_exec(key);
+        if exec.asker.is_none() {
+            self.finish_exec(key);
+        } else if exec.control.is_none() {
+            self.exec_failed(key);
+        }
+        // Else its helper still holds the control socket, whose end tells whether the program ran.
     }
 
     /// Tells the end of an exec, once nothing is left of one that is being killed.
@@ -261,7 +259,7 @@ fn kill_tree(exec: &Exec) {
     if let Some(group) = &exec.group {
         group.kill();
     }
-    let Some(process) = &exec.process else { return };
+    let Some(process) = exec.process.as_ref().filter(|_| exec.exit.is_none()) else { return };
     if exec.group.is_none()
         && let Some(pid) = Pid::from_raw(process.pid)
     {

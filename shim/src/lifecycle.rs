@@ -65,6 +65,7 @@ impl Server {
             order,
             phase: Phase::Creating { asker, failure: None, deadline: Instant::now() + CREATE_TIMEOUT },
             init: None,
+            ended: None,
             control: None,
             console: None,
             output,
@@ -165,6 +166,7 @@ impl Server {
         if let Some(control) = container.control.take() {
             self.epoll.remove(control.as_fd());
         }
+        let ended = container.ended.take();
         match &container.phase {
             Phase::Starting { asker, failure: None } => {
                 let asker = *asker;
@@ -173,8 +175,11 @@ impl Server {
             }
             // With a failure the answer waits until init is reaped.
             Phase::Creating { .. } if container.init.is_some() => self.kill_init(key),
-            Phase::Creating { .. } => self.creation_failed(key, None),
+            Phase::Creating { .. } => return self.creation_failed(key, ended),
             Phase::Starting { .. } | Phase::Created | Phase::Running | Phase::Exited(_) => {}
+        }
+        if let Some(ended) = ended {
+            self.exited(key, ended);
         }
     }
 
@@ -220,14 +225,13 @@ impl Server {
         self.control_ready(key);
         let Some(container) = self.containers.get_mut(&key) else { return };
         container.init = None;
-        if matches!(container.phase, Phase::Creating { .. }) {
-            if container.control.is_none() {
-                self.creation_failed(key, Some(ended));
-            } else {
-                // The launcher may be inside a hook; its socket's end completes the failure.
-                self.set_failure(key, format!("init ended with {ended:?} before it was ready"));
-            }
+        let undecided = matches!(container.phase, Phase::Creating { .. } | Phase::Starting { .. });
+        if undecided && container.control.is_some() {
+            container.ended = Some(ended);
             return;
+        }
+        if matches!(container.phase, Phase::Creating { .. }) {
+            return self.creation_failed(key, Some(ended));
         }
         self.exited(key, ended);
     }

@@ -285,6 +285,13 @@ impl Server {
         self.children.insert(pid, role);
     }
 
+    /// A process that has ended may still be reported by whoever made it.
+    fn may_still_claim(&self) -> bool {
+        let creating = self.containers.values().any(|container| !container.launcher_done());
+        let entering = self.execs.values().any(|exec| exec.control.is_some());
+        creating || entering || !self.commands.is_empty()
+    }
+
     fn next_wake(&self) -> Option<Duration> {
         let now = Instant::now();
         let deadlines = self.lifecycle_deadlines().chain(self.exec_deadlines());
@@ -302,8 +309,7 @@ impl Server {
             self.scratch.release();
             self.scratch_used = None;
         }
-        if self.commands.is_empty() && self.containers.values().all(|container| container.launcher_done()) {
-            // Nobody can claim them any more.
+        if !self.may_still_claim() {
             self.unclaimed = VecDeque::new();
         }
     }

@@ -100,7 +100,8 @@ impl Server {
             }
             return Ok(());
         }
-        exec.process.as_ref().map_or(Ok(()), |process| crisp_sys::pidfd::signal(&process.pidfd, order.signal).step(step))
+        let process = exec.process.as_ref().filter(|_| exec.exit.is_none());
+        process.map_or(Ok(()), |process| crisp_sys::pidfd::signal(&process.pidfd, order.signal).step(step))
     }
 
     fn reopen_log(&mut self, id: &str) -> Result<()> {
