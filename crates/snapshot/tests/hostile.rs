@@ -377,7 +377,7 @@ fn flipped_bytes_never_escape_or_hang() {
         ];
         let whole = tar(items);
         let limits = Limits { stream_bytes_max: 1 << 20, file_bytes_max: 1 << 20, ..Limits::default() };
-        for at in 0..whole.len() {
+        for at in (0..whole.len()).step_by(3) {
             let mut bytes = whole.clone();
             bytes[at] ^= 1 << (at % 8);
             // Headers are caught by their checksum: repair it, so that what it guards is read.
