@@ -19,8 +19,7 @@ fn outside(dir: &std::path::Path) -> Pod {
     let pod = Pod::new(dir, "outside");
     sh(&format!(
         "ip link add wan0 type veth peer name eth9 && ip addr add 192.0.2.1/24 dev wan0 && ip link set wan0 up && \
-         mkdir -p /run/netns && touch /run/netns/outside && mount --bind {} /run/netns/outside && \
-         ip link set eth9 netns outside",
+         ip link set eth9 netns {}",
         pod.netns.display()
     ));
     pod.ip_output("addr add 192.0.2.9/24 dev eth9");

@@ -24,22 +24,23 @@ pub(crate) fn on_private_host(test: &str, body: impl FnOnce(&Path)) {
         if let Some(dir) = victim() {
             return body(&dir);
         }
-        let dir = tempfile::tempdir().unwrap();
+        let dir = PathBuf::from(std::env::var_os(INSIDE).unwrap());
         sh("ip link set lo up");
-        sh(&format!("mount -t tmpfs tmpfs {}", dir.path().display()));
-        body(dir.path());
-        sh(&format!("umount --lazy {}", dir.path().display()));
+        sh(&format!("mount -t tmpfs tmpfs {}", dir.display()));
+        body(&dir);
         return;
     }
     if !rustix::process::geteuid().is_root() {
         eprintln!("{test}: not run: needs root");
         return;
     }
+    // All that is put there lies on a file system that ends with the mount namespace.
+    let dir = tempfile::tempdir().unwrap();
     let ended = Command::new("unshare")
         .args(["--net", "--mount", "--propagation", "private"])
         .arg(std::env::current_exe().unwrap())
         .args([test, "--exact", "--nocapture", "--test-threads=1"])
-        .env(INSIDE, "1")
+        .env(INSIDE, dir.path())
         .output()
         .expect("unshare of util-linux");
     print!("{}", String::from_utf8_lossy(&ended.stdout));
