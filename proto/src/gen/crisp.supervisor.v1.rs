@@ -87,6 +87,7 @@ pub struct Started {
     #[prost(int32, tag = "1")]
     pub pid: i32,
     /// Field 22 of /proc/<pid>/stat, clock ticks since boot: pid and start time together name a process for good.
+    /// 0 when the process had ended before it could be read.
     #[prost(uint64, tag = "2")]
     pub start_time_ticks: u64,
 }
