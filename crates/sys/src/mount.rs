@@ -101,7 +101,8 @@ pub struct Writable<'a> {
 pub struct Overlay<'a> {
     /// Read-only layers, topmost first; at least one.
     pub lowers: &'a [PathBuf],
-    /// Where changes go; none makes the mount read-only, nosuid, nodev and noexec. Always mounted `volatile`: no sync is ever waited for, and after
+    /// Where changes go; none makes the mount read-only, nosuid and nodev; programs run, since image
+    /// volumes carry them. Always mounted `volatile`: no sync is ever waited for, and after
     /// a crash of the machine the upper directory must be thrown away.
     pub writable: Option<Writable<'a>>,
 }
@@ -292,8 +293,7 @@ fn overlay_new_api(overlay: &Overlay<'_>, target: &Path) -> Result<OwnedFd> {
     } else {
         attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY
             | MountAttrFlags::MOUNT_ATTR_NOSUID
-            | MountAttrFlags::MOUNT_ATTR_NODEV
-            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+            | MountAttrFlags::MOUNT_ATTR_NODEV;
     }
     for (key, value) in OVERLAY_OPTIONS {
         set_string(fs.as_fd(), key, value).map_err(configure("a fixed option"))?;
@@ -345,7 +345,7 @@ fn overlay_mount2(overlay: &Overlay<'_>, target: &Path) -> Result<()> {
     if data.len() >= MOUNT_OPTIONS_BYTES_MAX {
         return Err(MountError::TooManyLowers { count: overlay.lowers.len() });
     }
-    let view = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let view = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
     let flags = if overlay.writable.is_some() { MountFlags::empty() } else { view };
     let data = CString::new(data).unwrap_or_default();
     rustix::mount::mount("overlay", target, "overlay", flags, data.as_c_str())
