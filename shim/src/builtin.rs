@@ -65,10 +65,6 @@ impl Runtime for Builtin {
     fn delete(&self, _: &pb::CreateContainer) -> Result<Option<Command>> {
         Ok(None)
     }
-
-    fn groups_execs(&self) -> bool {
-        true
-    }
 }
 
 /// Executes this program anew, from the memory file that it runs from, with these descriptors as 0, 1, 2, …; returns on error.

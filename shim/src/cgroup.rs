@@ -86,6 +86,27 @@ impl ExecGroup {
         Ok(Some(group))
     }
 
+    /// Moves a process that runs already, and what it has started meanwhile, into the group.
+    ///
+    /// What it started and left (a daemon's double fork) before this is not found.
+    pub(crate) fn adopt(&self, pid: i32) -> io::Result<()> {
+        std::fs::write(self.dir.join("cgroup.procs"), pid.to_string())?;
+        let Some(container) = self.dir.parent() else { return Ok(()) };
+        // Children of a process inside are inside too from now on; the ones from before are moved until none is found.
+        loop {
+            let inside = self.processes();
+            let outside = read_bounded(&container.join("cgroup.procs"))?;
+            let strays = outside.lines().filter_map(|line| line.parse::<i32>().ok());
+            let strays: Vec<_> = strays.filter(|&pid| parent(pid).is_some_and(|parent| inside.contains(&parent))).collect();
+            if strays.is_empty() {
+                return Ok(());
+            }
+            for stray in strays {
+                let _gone = std::fs::write(self.dir.join("cgroup.procs"), stray.to_string());
+            }
+        }
+    }
+
     /// Sends KILL to everything inside. To be repeated until [`Self::is_empty`].
     pub(crate) fn kill(&self) {
         if self.version == Version::V2 && std::fs::write(self.dir.join("cgroup.kill"), "1").is_ok() {
@@ -125,6 +146,13 @@ impl ExecGroup {
             Err(error) => error.kind() == io::ErrorKind::NotFound,
         }
     }
+}
+
+/// Field 4 of `/proc/<pid>/stat`, the second one behind the name in brackets.
+fn parent(pid: i32) -> Option<i32> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let rest = stat.get(stat.iter().rposition(|&byte| byte == b')')? + 1..)?;
+    std::str::from_utf8(rest).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 fn read_bounded(path: &Path) -> io::Result<String> {

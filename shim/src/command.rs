@@ -116,11 +116,8 @@ fn last_error(log: &std::path::Path) -> Option<String> {
 }
 
 fn receive_terminal(listener: &OwnedFd) -> Result<OwnedFd> {
-    use crisp_sys::fdpass::{self, Wait};
+    use rustix::net::SocketFlags;
     let step = || "receive the terminal";
-    let socket = rustix::net::accept_with(listener, rustix::net::SocketFlags::CLOEXEC).step(step)?;
-    // A stream: whatever text comes along with the descriptor is of no interest.
-    let packet = fdpass::receive(socket, 4096, Wait::Never).step(step)?;
-    let fd = packet.and_then(|packet| packet.fds.into_iter().next());
-    fd.ok_or_else(|| Error::Said("the runtime sent no terminal".into()))
+    let socket = rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK).step(step)?;
+    crisp_sys::fdpass::receive_from_stream(socket).step(step)
 }

@@ -55,23 +55,39 @@ impl Phase {
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) pid: i32,
-    pub(crate) pidfd: OwnedFd,
+    /// Nothing for one that had ended before it could be opened.
+    pidfd: Option<OwnedFd>,
     /// Field 22 of `/proc/<pid>/stat`; 0 when it had ended before it could be read.
     start_time_ticks: u64,
 }
 
 impl Process {
-    pub(crate) fn new(pid: i32, pidfd: OwnedFd) -> Self {
+    /// `None`: it was reaped already, so its number may be another's.
+    pub(crate) fn new(pid: i32, pidfd: Option<OwnedFd>) -> Self {
+        let Some(pidfd) = pidfd else { return Self { pid, pidfd, start_time_ticks: 0 } };
         let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
         // Read before this, the file was the process's own: its number was not free for another.
         let is_there = crisp_sys::pidfd::is_unreaped(&pidfd);
         let start_time_ticks = if is_there { parse_start_time(&stat).unwrap_or(0) } else { 0 };
-        Self { pid, pidfd, start_time_ticks }
+        Self { pid, pidfd: Some(pidfd), start_time_ticks }
     }
 
     /// Names the process for good.
     pub(crate) fn started(&self) -> pb::reply::Result {
         pb::reply::Result::Started(pb::Started { pid: self.pid, start_time_ticks: self.start_time_ticks })
+    }
+
+    pub(crate) fn pidfd(&self) -> Option<&OwnedFd> {
+        self.pidfd.as_ref()
+    }
+
+    /// Sends a signal (kernel number); one that has ended already is fine.
+    pub(crate) fn signal(&self, number: i32) -> std::io::Result<()> {
+        self.pidfd.as_ref().map_or(Ok(()), |pidfd| crisp_sys::pidfd::signal(pidfd, number))
+    }
+
+    pub(crate) fn kill(&self) -> std::io::Result<()> {
+        self.pidfd.as_ref().map_or(Ok(()), crisp_sys::pidfd::kill)
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crisp_proto::supervisor as pb;
-use crisp_sys::pidfd::{self, Ended};
+use crisp_sys::pidfd::Ended;
 use rustix::process::{Pid, Signal};
 
 use crate::cgroup::ExecGroup;
@@ -31,19 +31,19 @@ impl Server {
         let key = self.find(&order.container_id)?;
         self.check_exec(key, &order)?;
         let Some(container) = self.containers.get(&key) else { return Ok(()) };
-        let Some(init) = &container.init else {
+        let Some(init) = container.init.as_ref().and_then(Process::pidfd) else {
             return Err(Error::WrongState { id: order.container_id, state: "without an init" });
         };
         let (stdio, process_json) = descriptors(&order, fds)?;
         let handler = handler::of(container.order.handler.as_ref(), self.single)?;
         let mut cgroup = order.cgroup.unwrap_or_default();
-        let group = if handler.groups_execs() { ExecGroup::create(&mut cgroup, &order.exec_id)? } else { None };
+        let group = ExecGroup::create(&mut cgroup, &order.exec_id)?;
         let begun = handler.exec(ExecOrder {
             container_id: container.id(),
             exec_id: &order.exec_id,
             bundle: &container.bundle(),
             state_dir: container.state_dir(),
-            init: &init.pidfd,
+            init,
             process_json: &process_json,
             cgroup: &cgroup,
             stdio,
@@ -110,7 +110,7 @@ impl Server {
             let Some(control) = &exec.control else { return };
             match control::receive(control) {
                 Ok(Some(Report::Process { pid, pidfd })) => {
-                    exec.process = Some(Process::new(pid, pidfd));
+                    exec.process = Some(Process::new(pid, Some(pidfd)));
                     self.claim(pid, Role::Exec(key));
                 }
                 Ok(Some(Report::Terminal(master))) => exec.terminal = Some(master),
@@ -169,13 +169,16 @@ impl Server {
     pub(crate) fn exec_command_ended(&mut self, key: u32, outcome: Result<Outcome>) {
         let made = outcome.and_then(|outcome| {
             let pid = outcome.pid.ok_or_else(|| Error::Said("the runtime told no pid".into()))?;
-            let pidfd = pidfd::open(pid).step(|| format!("open the process {pid}"))?;
-            Ok((Process::new(pid, pidfd), outcome.terminal))
+            Ok((self.open_process(pid)?, outcome.terminal))
         });
         let Some(exec) = self.execs.get_mut(&key) else { return };
         match made {
             Ok((process, terminal)) => {
                 let pid = process.pid;
+                // The binary has put it into the container's cgroup. A process that is gone needs no group.
+                if let Some(group) = &exec.group {
+                    let _gone = group.adopt(pid);
+                }
                 (exec.process, exec.terminal) = (Some(process), terminal);
                 self.answer_exec(key);
                 self.claim(pid, Role::Exec(key));
@@ -265,7 +268,7 @@ fn kill_tree(exec: &Exec) {
     {
         let _no_such_group = rustix::process::kill_process_group(pid, Signal::KILL);
     }
-    let _gone = pidfd::kill(&process.pidfd);
+    let _gone = process.kill();
 }
 
 /// The descriptors beside the request: stdio unless there is a terminal, then the process when it is too long for the packet.

@@ -57,9 +57,6 @@ pub(crate) trait Runtime {
 
     /// Removes what the handler itself keeps of an ended container, if it keeps anything.
     fn delete(&self, order: &pb::CreateContainer) -> Result<Option<Command>>;
-
-    /// Execs are to be put into a sub-cgroup of their own by us.
-    fn groups_execs(&self) -> bool;
 }
 
 /// The handler that a request names.

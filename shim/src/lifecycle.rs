@@ -117,7 +117,7 @@ impl Server {
         let Some(container) = self.containers.get_mut(&key) else { return };
         match report {
             Report::Process { pid, pidfd } => {
-                container.init = Some(Process::new(pid, pidfd));
+                container.init = Some(Process::new(pid, Some(pidfd)));
                 self.claim(pid, Role::Init(key));
             }
             Report::Ready => self.created(key),
@@ -155,7 +155,7 @@ impl Server {
 
     fn kill_init(&mut self, key: u32) {
         let init = self.containers.get(&key).and_then(|container| container.init.as_ref());
-        if let Some(Err(error)) = init.map(|init| pidfd::kill(&init.pidfd)) {
+        if let Some(Err(error)) = init.map(Process::kill) {
             self.note(&format!("kill an init: {error}"));
         }
     }
@@ -226,7 +226,8 @@ impl Server {
         let Some(container) = self.containers.get_mut(&key) else { return };
         container.init = None;
         let undecided = matches!(container.phase, Phase::Creating { .. } | Phase::Starting { .. });
-        if undecided && container.control.is_some() {
+        let starting = |running: &RunningCommand| matches!(running.purpose, Purpose::Start(of) if of == key);
+        if undecided && (container.control.is_some() || self.commands.values().any(starting)) {
             container.ended = Some(ended);
             return;
         }
@@ -238,7 +239,6 @@ impl Server {
 
     /// Output, record, state, word: in this order.
     fn exited(&mut self, key: u32, ended: Ended) {
-        self.scratch_was_used();
         let Some(container) = self.containers.get_mut(&key) else { return };
         container.output.drain(&mut self.scratch, |fd| self.epoll.remove(fd));
         let oom_file = container.order.cgroup.as_ref().map_or("", |cgroup| cgroup.oom_file.as_str());
@@ -336,8 +336,7 @@ impl Server {
     fn create_command_ended(&mut self, key: u32, outcome: Result<crate::command::Outcome>) {
         let made = outcome.and_then(|outcome| {
             let pid = outcome.pid.ok_or_else(|| Error::Said("the runtime told no pid".into()))?;
-            let pidfd = pidfd::open(pid).step(|| format!("open the process {pid}"))?;
-            Ok((Process::new(pid, pidfd), outcome.terminal))
+            Ok((self.open_process(pid)?, outcome.terminal))
         });
         let Some(container) = self.containers.get_mut(&key) else { return };
         match made {
@@ -362,6 +361,7 @@ impl Server {
     fn start_command_ended(&mut self, key: u32, outcome: Result<crate::command::Outcome>) {
         let Some(container) = self.containers.get_mut(&key) else { return };
         let Phase::Starting { asker, .. } = container.phase else { return };
+        let ended = container.ended.take();
         match outcome {
             Ok(_) => {
                 container.phase = Phase::Running;
@@ -371,6 +371,9 @@ impl Server {
                 self.set_failure(key, chain(&error));
                 self.kill_init(key);
             }
+        }
+        if let Some(ended) = ended {
+            self.exited(key, ended);
         }
     }
 

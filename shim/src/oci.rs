@@ -93,10 +93,6 @@ impl Runtime for OciBinary {
     fn delete(&self, order: &pb::CreateContainer) -> Result<Option<Command>> {
         self.simple(order, &["delete", "--force", &order.container_id]).map(Some)
     }
-
-    fn groups_execs(&self) -> bool {
-        false
-    }
 }
 
 fn listen(path: &Path) -> Result<OwnedFd> {

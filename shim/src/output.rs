@@ -33,11 +33,9 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Gives the memory back; whether there was any.
-    pub(crate) fn release(&mut self) -> bool {
-        let held = self.input.capacity() > 0;
+    /// Gives the memory back.
+    pub(crate) fn release(&mut self) {
         *self = Self::default();
-        held
     }
 }
 

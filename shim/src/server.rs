@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crisp_proto::supervisor as pb;
-use crisp_sys::clone::{SingleThreaded, claim_inherited, close_on_exec_from, watch_signals};
+use crisp_sys::clone::{ProgramText, SingleThreaded, claim_inherited, close_on_exec_from, watch_signals};
 use crisp_sys::pidfd::{self, Ended};
 use rustix::net::SocketFlags;
 
@@ -22,7 +22,7 @@ use crate::container::{Asker, Container, Exec, Process, RunningCommand};
 use crate::epoll::{Epoll, Interest, Token};
 use crate::error::{Result, Step as _, chain};
 use crate::log::Stream;
-use crate::output::{Pumped, Scratch};
+use crate::output::Scratch;
 
 /// The listening socket.
 const LISTENER_FD: i32 = 3;
@@ -34,8 +34,8 @@ const UNCLAIMED_MAX: usize = 64;
 const CONNECTIONS_MAX: usize = 64;
 /// Packets taken from a connection before others get their turn.
 const REQUESTS_PER_TURN: usize = 16;
-/// Buffers are given back when nothing was read for this long.
-const SCRATCH_IDLE: Duration = Duration::from_millis(500);
+/// Memory is given back when nothing has happened for this long.
+const IDLE: Duration = Duration::from_millis(500);
 /// How often a tree that is being killed is looked at.
 const KILL_POLL: Duration = Duration::from_millis(5);
 /// The error log ends here.
@@ -98,7 +98,9 @@ pub(crate) struct Server {
     /// Groups of ended execs that still hold processes.
     pub(crate) leftovers: Vec<ExecGroup>,
     pub(crate) scratch: Scratch,
-    scratch_used: Option<Instant>,
+    /// When something happened last; nothing once the memory was given back.
+    active: Option<Instant>,
+    text: Option<ProgramText>,
     /// Set when the shim is to end.
     pub(crate) ending: Option<(Asker, Instant)>,
 }
@@ -128,7 +130,8 @@ impl Server {
             unclaimed: VecDeque::new(),
             leftovers: Vec::new(),
             scratch: Scratch::default(),
-            scratch_used: None,
+            active: Some(Instant::now()),
+            text: ProgramText::find(),
             ending: None,
         })
     }
@@ -136,6 +139,9 @@ impl Server {
     fn run(&mut self) -> Result<()> {
         loop {
             let tokens = self.epoll.wait(self.next_wake()).step(|| "wait for events")?;
+            if !tokens.is_empty() {
+                self.active = Some(Instant::now());
+            }
             for token in tokens {
                 self.handle(token);
             }
@@ -236,13 +242,7 @@ impl Server {
     fn pump(&mut self, key: u32, stream: Stream) {
         let Some(container) = self.containers.get_mut(&key) else { return };
         // Before the last descriptor goes: a process elsewhere may hold a duplicate, which would keep it in the epoll.
-        if container.output.pump(stream, &mut self.scratch, |fd| self.epoll.remove(fd)) != Pumped::Empty {
-            self.scratch_used = Some(Instant::now());
-        }
-    }
-
-    pub(crate) fn scratch_was_used(&mut self) {
-        self.scratch_used = Some(Instant::now());
+        container.output.pump(stream, &mut self.scratch, |fd| self.epoll.remove(fd));
     }
 
     /// Takes the status of every child that has ended, whoever's it was: the shim is a subreaper.
@@ -285,6 +285,15 @@ impl Server {
         self.children.insert(pid, role);
     }
 
+    /// A process that a command has reported.
+    pub(crate) fn open_process(&self, pid: i32) -> Result<Process> {
+        if self.unclaimed.iter().any(|(ended, _)| *ended == pid) {
+            return Ok(Process::new(pid, None));
+        }
+        let pidfd = pidfd::open(pid).step(|| format!("open the process {pid}"))?;
+        Ok(Process::new(pid, Some(pidfd)))
+    }
+
     /// A process that has ended may still be reported by whoever made it.
     fn may_still_claim(&self) -> bool {
         let creating = self.containers.values().any(|container| !container.launcher_done());
@@ -295,9 +304,9 @@ impl Server {
     fn next_wake(&self) -> Option<Duration> {
         let now = Instant::now();
         let deadlines = self.lifecycle_deadlines().chain(self.exec_deadlines());
-        let scratch = self.scratch_used.map(|used| used + SCRATCH_IDLE);
+        let idle = self.active.map(|at| at + IDLE);
         let ending = self.ending.map(|(_, deadline)| deadline);
-        let next = deadlines.chain(scratch).chain(ending).min().map(|at| at.saturating_duration_since(now));
+        let next = deadlines.chain(idle).chain(ending).min().map(|at| at.saturating_duration_since(now));
         if self.is_killing_execs() { Some(next.map_or(KILL_POLL, |next| next.min(KILL_POLL))) } else { next }
     }
 
@@ -305,9 +314,13 @@ impl Server {
         let now = Instant::now();
         self.lifecycle_tick(now);
         self.exec_tick(now);
-        if self.scratch_used.is_some_and(|used| now >= used + SCRATCH_IDLE) {
+        if self.active.is_some_and(|at| now >= at + IDLE) {
+            self.active = None;
             self.scratch.release();
-            self.scratch_used = None;
+            // Most of the program is not needed for waiting.
+            if let Some(text) = &self.text {
+                text.release();
+            }
         }
         if !self.may_still_claim() {
             self.unclaimed = VecDeque::new();

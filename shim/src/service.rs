@@ -78,7 +78,7 @@ impl Server {
             return Err(Error::Exists { what: "the pod's init", id: init.pid.to_string() });
         }
         let child = crate::pod_init::start(self.single, order)?;
-        let init = Process::new(child.pid, child.pidfd);
+        let init = Process::new(child.pid, Some(child.pidfd));
         let started = init.started();
         self.pod_init = Some(init);
         self.claim(child.pid, Role::PodInit);
@@ -90,7 +90,7 @@ impl Server {
         let step = || format!("send signal {} to {}", order.signal, order.container_id);
         if order.exec_id.is_empty() {
             let init = self.containers.get(&key).and_then(|container| container.init.as_ref());
-            return init.map_or(Ok(()), |init| crisp_sys::pidfd::signal(&init.pidfd, order.signal).step(step));
+            return init.map_or(Ok(()), |init| init.signal(order.signal).step(step));
         }
         let exec = self.execs.values_mut().find(|exec| exec.container == key && exec.id == order.exec_id);
         let Some(exec) = exec else { return Ok(()) };
@@ -101,7 +101,7 @@ impl Server {
             return Ok(());
         }
         let process = exec.process.as_ref().filter(|_| exec.exit.is_none());
-        process.map_or(Ok(()), |process| crisp_sys::pidfd::signal(&process.pidfd, order.signal).step(step))
+        process.map_or(Ok(()), |process| process.signal(order.signal).step(step))
     }
 
     fn reopen_log(&mut self, id: &str) -> Result<()> {
@@ -117,7 +117,7 @@ impl Server {
         let inits = self.containers.values().filter_map(|container| container.init.as_ref());
         let execs = self.execs.values().filter_map(|exec| exec.process.as_ref());
         let commands = self.commands.values().map(|running| &running.command.child.pidfd);
-        let processes = inits.chain(execs).chain(&self.pod_init).map(|process| &process.pidfd);
+        let processes = inits.chain(execs).chain(&self.pod_init).filter_map(Process::pidfd);
         let mut failed = Vec::new();
         for pidfd in processes.chain(commands) {
             failed.extend(crisp_sys::pidfd::kill(pidfd).err());

@@ -23,6 +23,9 @@ fn by(pod: &Pod, runtime: &str, args: &[&str]) -> Setup {
     let path = pod.cgroups.dir("memory").strip_prefix("/sys/fs/cgroup").unwrap().to_owned();
     let path = path.components().skip(usize::from(path.components().count() > 1)).collect::<std::path::PathBuf>();
     setup.spec["linux"]["cgroupsPath"] = format!("/{}/{}", path.display(), setup.id).into();
+    for tasks in &mut setup.order.cgroup.as_mut().unwrap().v1_tasks {
+        *tasks = tasks.replace("/tasks", &format!("/{}/tasks", setup.id));
+    }
     setup.spec["mounts"].as_array_mut().unwrap().retain(|mount| mount["type"] != "cgroup");
     setup
 }
@@ -47,7 +50,7 @@ fn an_oci_runtime_makes_runs_execs_and_deletes() {
             assert_eq!((exec.code, exec.stdout.as_str()), (3, "in\n"), "{runtime}");
             let failure = pod.daemon.exec(&setup, &setup.exec_process(&["missing"]), 0).unwrap_err();
             assert!(failure.message.contains("missing"), "{runtime}: {failure:?}");
-            let exec = pod.daemon.exec(&setup, &setup.exec_process(&["sh", "-c", "sleep 1000 & sleep 1000"]), 500).unwrap();
+            let exec = pod.daemon.exec(&setup, &setup.exec_process(&["sh", "-c", "setsid sleep 1000 & sleep 1000"]), 500).unwrap();
             assert!(exec.timed_out, "{runtime}: {exec:?}");
             let exec = pod.daemon.exec(&setup, &setup.exec_process(&["ps"]), 0).unwrap();
             assert!(!exec.stdout.contains("sleep 1000"), "{runtime}: {}", exec.stdout);

@@ -93,6 +93,24 @@ pub fn receive(socket: impl AsFd, bytes_max: usize, wait: Wait) -> io::Result<Op
     Ok((received.bytes > 0).then_some(Packet { data, fds }))
 }
 
+/// Receives the first descriptor that comes over a stream, whatever text comes along.
+///
+/// # Errors
+/// The kernel's; `WouldBlock` when nothing is there and the socket does not block; `UnexpectedEof` without a descriptor.
+pub fn receive_from_stream(socket: impl AsFd) -> io::Result<OwnedFd> {
+    let mut text = [0; 4096];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PACKET_FDS_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    rustix::io::retry_on_intr(|| {
+        recvmsg(&socket, &mut [IoSliceMut::new(&mut text)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    let mut fds = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    fds.by_ref().flatten().next().ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Write as _};

@@ -152,7 +152,13 @@ impl Drop for Cgroups {
     }
 }
 
-pub fn shim_program() -> OwnedFd {
+/// One for all shims, as in a daemon.
+pub fn shim_program() -> BorrowedFd<'static> {
+    static PROGRAM: std::sync::OnceLock<OwnedFd> = std::sync::OnceLock::new();
+    PROGRAM.get_or_init(read_program).as_fd()
+}
+
+fn read_program() -> OwnedFd {
     let path = std::env::var_os("CRISP_SHIM").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_crisp-shim")), PathBuf::from);
     sealed_program("crisp-shim", &std::fs::read(path).unwrap()).unwrap()
 }
@@ -219,7 +225,7 @@ pub fn start_shim(dir: &Path) -> Child {
     let dir = dir.to_str().unwrap();
     let args = ["crisp-shim", "serve", "--pod-dir", dir].map(|arg| std::ffi::CString::new(arg).unwrap());
     let fds = [null.as_fd(), null.as_fd(), null.as_fd(), socket.as_fd()];
-    Spawn { program: program.as_fd(), args: &args, env: &[], fds: &fds, tasks: &[], cgroup: None }.start().unwrap()
+    Spawn { program, args: &args, env: &[], fds: &fds, tasks: &[], cgroup: None }.start().unwrap()
 }
 
 /// A container to be made.
@@ -327,7 +333,7 @@ fn spec(args: &[&str]) -> Value {
         json!({"destination": destination, "type": typ, "source": typ, "options": options})
     };
     json!({
-        "ociVersion": "1.2.0",
+        "ociVersion": "1.0.2",
         "hostname": "test",
         "root": {"path": "rootfs"},
         "process": {
