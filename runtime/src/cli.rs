@@ -119,6 +119,7 @@ struct CheckArgs {
 #[command(
     after_help = "Examples:\n  crisp run pod.yaml\n  crisp run --detach pod.yaml\n  kubectl get pod web -o yaml | crisp run -"
 )]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 struct RunArgs {
     /// The manifest, YAML or JSON; "-" is stdin.
     #[arg(value_name = "FILE")]
@@ -155,6 +156,7 @@ enum PsFormat {
 
 /// Show what a pod's containers wrote.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 struct LogsArgs {
     /// Name, namespace/name, or the beginning of an id.
     pod: String,

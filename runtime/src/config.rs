@@ -66,6 +66,7 @@ pub(crate) struct Cni {
 
 /// The built-in bridge.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub(crate) struct Network {
     pub(crate) enabled: bool,
     /// Interface name, 1–15 bytes.

@@ -72,11 +72,7 @@ fn existing(path: &Path) -> &Path {
     path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
 }
 
-#[expect(
-    clippy::unnecessary_cast,
-    clippy::cast_lossless,
-    reason = "the type of f_type differs by architecture"
-)]
+#[allow(clippy::unnecessary_cast, clippy::cast_lossless, reason = "the type of f_type differs by architecture")]
 fn filesystem(path: &Path) -> Option<i64> {
     rustix::fs::statfs(existing(path)).ok().map(|stat| stat.f_type as i64)
 }

@@ -108,6 +108,13 @@ impl Client {
         status.ok_or_else(|| CliError::Invalid(format!("the daemon gave no status for pod {id}")))
     }
 
+    /// # Errors
+    /// [`CliError::Rpc`].
+    pub(crate) async fn all_images(&mut self) -> Result<Vec<cri::Image>> {
+        let answer = self.images.list_images(cri::ListImagesRequest { filter: None }).await;
+        answer.map(|answer| answer.into_inner().images).map_err(CliError::rpc("list the images"))
+    }
+
     /// The image, when it is here.
     ///
     /// # Errors

@@ -61,7 +61,7 @@ pub(crate) fn finish(outcome: Result<ExitCode>, code_when_failed: u8) -> ExitCod
         Err(CliError::Exit(code)) => code.into(),
         Err(error) => {
             // Nobody is left to tell when stderr is gone.
-            let _ = super::output::err_line(&format!("crisp: {error}"));
+            let _unheard = super::output::err_line(&format!("crisp: {error}"));
             code_when_failed.into()
         }
     }

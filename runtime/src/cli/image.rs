@@ -12,7 +12,8 @@ use super::{ImageCommand, output, pull};
 pub(super) async fn image(mut client: Client, command: &ImageCommand) -> Result<ExitCode> {
     let ui = Ui { quiet: false };
     match command {
-        ImageCommand::Ls { quiet } => list(&mut client, *quiet).await?,
+        ImageCommand::Ls { quiet: true } => list_ids(&mut client).await?,
+        ImageCommand::Ls { quiet: false } => list(&mut client).await?,
         ImageCommand::Rm { images } => {
             for image in images {
                 remove(&mut client, image).await?;
@@ -53,14 +54,13 @@ fn read_password() -> Result<String> {
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-async fn list(client: &mut Client, quiet: bool) -> Result<()> {
-    let answer = client.images.list_images(cri::ListImagesRequest { filter: None }).await;
-    let images = answer.map_err(CliError::rpc("list the images"))?.into_inner().images;
-    if quiet {
-        let ids: String = images.iter().map(|image| format!("{}\n", image.id)).collect();
-        return output::bytes(ids.as_bytes());
-    }
-    let mut rows: Vec<Vec<String>> = images.iter().flat_map(rows).collect();
+async fn list_ids(client: &mut Client) -> Result<()> {
+    let ids: String = client.all_images().await?.iter().map(|image| format!("{}\n", image.id)).collect();
+    output::bytes(ids.as_bytes())
+}
+
+async fn list(client: &mut Client) -> Result<()> {
+    let mut rows: Vec<Vec<String>> = client.all_images().await?.iter().flat_map(rows).collect();
     rows.sort();
     output::bytes(output::table(&["IMAGE", "TAG", "ID", "SIZE"], &rows).as_bytes())
 }

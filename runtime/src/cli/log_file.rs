@@ -161,7 +161,8 @@ fn offset_of_last(file: &File, lines: usize) -> io::Result<u64> {
         position -= count as u64;
         file.read_exact_at(&mut chunk[..count], position)?;
         tail.splice(..0, chunk[..count].iter().copied());
-        if let Some(offset) = start_of_last(&tail, lines, position == 0) {
+        if let Some(offset) = start_of_last(&tail, lines, if position == 0 { Tail::Whole } else { Tail::Cut })
+        {
             return Ok(position + offset as u64);
         }
         if tail.len() > READ_BYTES * 1024 {
@@ -171,8 +172,15 @@ fn offset_of_last(file: &File, lines: usize) -> io::Result<u64> {
     Ok(0)
 }
 
+/// How much of a file its end is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tail {
+    Whole,
+    Cut,
+}
+
 /// In the end of a file, where the last `lines` lines begin; `None` when more of the file is needed to tell.
-fn start_of_last(tail: &[u8], lines: usize, is_whole: bool) -> Option<usize> {
+fn start_of_last(tail: &[u8], lines: usize, is: Tail) -> Option<usize> {
     let ends: Vec<usize> =
         tail.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at).collect();
     let mut full = 0;
@@ -180,7 +188,7 @@ fn start_of_last(tail: &[u8], lines: usize, is_whole: bool) -> Option<usize> {
     for (index, end) in ends.iter().enumerate().rev() {
         let start = match index.checked_sub(1) {
             Some(before) => ends[before] + 1,
-            None if is_whole => 0,
+            None if is == Tail::Whole => 0,
             None => return None,
         };
         if Entry::parse(&tail[start..*end]).is_some_and(|entry| !entry.partial) {
@@ -190,7 +198,7 @@ fn start_of_last(tail: &[u8], lines: usize, is_whole: bool) -> Option<usize> {
             full += 1;
         }
     }
-    is_whole.then_some(0)
+    (is == Tail::Whole).then_some(0)
 }
 
 #[cfg(test)]

@@ -128,23 +128,21 @@ pub(crate) fn choose_container<'c>(
 mod tests {
     use super::*;
 
-    fn pod(id: &str, name: &str, ready: bool) -> cri::PodSandbox {
+    fn pod(id: &str, name: &str, state: cri::PodSandboxState) -> cri::PodSandbox {
         let (namespace, name) = name.split_once('/').unwrap();
         let metadata =
             cri::PodSandboxMetadata { name: name.into(), namespace: namespace.into(), ..Default::default() };
-        let state =
-            if ready { cri::PodSandboxState::SandboxReady } else { cri::PodSandboxState::SandboxNotready };
         cri::PodSandbox { id: id.into(), metadata: Some(metadata), state: state.into(), ..Default::default() }
     }
 
     #[test]
     fn pods_are_found_by_name_namespace_and_id() {
         let pods = [
-            pod("aa11", "default/web", false),
-            pod("aa22", "default/web", true),
-            pod("bb11", "other/db", true),
-            pod("cc11", "one/twin", true),
-            pod("cc22", "two/twin", true),
+            pod("aa11", "default/web", cri::PodSandboxState::SandboxNotready),
+            pod("aa22", "default/web", cri::PodSandboxState::SandboxReady),
+            pod("bb11", "other/db", cri::PodSandboxState::SandboxReady),
+            pod("cc11", "one/twin", cri::PodSandboxState::SandboxReady),
+            pod("cc22", "two/twin", cri::PodSandboxState::SandboxReady),
         ];
         for (text, id) in
             [("web", "aa22"), ("default/web", "aa22"), ("aa1", "aa11"), ("db", "bb11"), ("two/twin", "cc22")]
@@ -163,12 +161,10 @@ mod tests {
         }
     }
 
-    fn container(name: &str, created_at: i64, running: bool) -> cri::Container {
-        let state = if running {
-            cri::ContainerState::ContainerRunning
-        } else {
-            cri::ContainerState::ContainerExited
-        };
+    const RUNNING: cri::ContainerState = cri::ContainerState::ContainerRunning;
+    const EXITED: cri::ContainerState = cri::ContainerState::ContainerExited;
+
+    fn container(name: &str, created_at: i64, state: cri::ContainerState) -> cri::Container {
         cri::Container {
             id: format!("{name}{created_at}"),
             metadata: Some(cri::ContainerMetadata { name: name.into(), attempt: 0 }),
@@ -180,17 +176,18 @@ mod tests {
 
     #[test]
     fn the_newest_container_of_a_name_counts() {
-        let list = newest(vec![container("b", 2, true), container("a", 3, false), container("a", 5, true)]);
+        let list =
+            newest(vec![container("b", 2, RUNNING), container("a", 3, EXITED), container("a", 5, RUNNING)]);
         assert_eq!(list.iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), ["b2", "a5"]);
     }
 
     #[test]
     fn a_container_without_a_name_must_be_the_only_one() {
-        let two = [container("a", 1, false), container("b", 2, true)];
+        let two = [container("a", 1, EXITED), container("b", 2, RUNNING)];
         assert_eq!(choose_container(&two, None).unwrap().id, "b2", "the one that runs");
         assert_eq!(choose_container(&two, Some("a")).unwrap().id, "a1");
         assert!(choose_container(&two, Some("c")).unwrap_err().to_string().contains("it has a, b"));
-        let both = [container("a", 1, true), container("b", 2, true)];
+        let both = [container("a", 1, RUNNING), container("b", 2, RUNNING)];
         assert!(choose_container(&both, None).unwrap_err().to_string().contains("-c: a, b"));
         assert!(choose_container(&[], None).is_err());
     }

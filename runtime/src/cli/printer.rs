@@ -93,26 +93,27 @@ pub(crate) fn prefixes(names: &[&str]) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn render(printer: &mut Printer, partial: bool, content: &str) -> String {
-        let entry = Entry { time: "T", stream: Stream::Stdout, partial, content: content.as_bytes() };
+    fn render(printer: &mut Printer, tag: char, content: &str) -> String {
+        let entry =
+            Entry { time: "T", stream: Stream::Stdout, partial: tag == 'P', content: content.as_bytes() };
         String::from_utf8(printer.render(entry)).unwrap()
     }
 
     #[test]
     fn without_a_prefix_bytes_pass_through() {
         let mut printer = Printer::default();
-        assert_eq!(render(&mut printer, true, "pass"), "pass");
-        assert_eq!(render(&mut printer, false, "word"), "word\n");
+        assert_eq!(render(&mut printer, 'P', "pass"), "pass");
+        assert_eq!(render(&mut printer, 'F', "word"), "word\n");
     }
 
     #[test]
     fn with_a_prefix_lines_come_whole() {
         let mut printer = Printer::new(Style { prefix: "a | ".into(), timestamps: true });
-        assert_eq!(render(&mut printer, true, "one "), "");
-        assert_eq!(render(&mut printer, false, "line"), "a | T one line\n");
-        assert_eq!(render(&mut printer, false, ""), "a | T \n");
+        assert_eq!(render(&mut printer, 'P', "one "), "");
+        assert_eq!(render(&mut printer, 'F', "line"), "a | T one line\n");
+        assert_eq!(render(&mut printer, 'F', ""), "a | T \n");
         let long = "x".repeat(HELD_BYTES_MAX);
-        assert!(render(&mut printer, true, &long).ends_with("x\n"), "but not at any price");
+        assert!(render(&mut printer, 'P', &long).ends_with("x\n"), "but not at any price");
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub(super) async fn run(mut client: Client, args: &RunArgs) -> Result<ExitCode> 
     }
     let data = volumes::data_dir(&root, &plan.uid)?;
     let mut session = Session::new(client.clone(), &plan, &interrupts, ui);
-    let outcome = live(&mut session, &plan, &data, args.detach).await;
+    let outcome = live(&mut session, &plan, &data, args).await;
     if let Ok(End::Detached) = outcome {
         return detached(&session, &plan, ui);
     }
@@ -142,14 +142,14 @@ async fn fetch(client: &mut Client, plan: &Plan, ui: Ui) -> Result<()> {
     Ok(())
 }
 
-async fn live(session: &mut Session<'_>, plan: &Plan, data: &Path, detach: bool) -> Result<End> {
+async fn live(session: &mut Session<'_>, plan: &Plan, data: &Path, args: &RunArgs) -> Result<End> {
     volumes::prepare(data, &plan.volumes)?;
     session.start_pod().await?;
     if let Some(end) = session.run_init_containers().await? {
         return Ok(end);
     }
     session.start_containers().await?;
-    if detach { Ok(End::Detached) } else { session.follow().await }
+    if args.detach { Ok(End::Detached) } else { session.follow().await }
 }
 
 fn detached(session: &Session<'_>, plan: &Plan, ui: Ui) -> Result<ExitCode> {

@@ -71,7 +71,7 @@ fn own_directory(path: &Path, group: Option<i64>) -> io::Result<()> {
 /// After the fact, because the umask takes bits from `mkdir`.
 fn set_owner(path: &Path, group: Option<i64>) -> io::Result<()> {
     if let Some(group) = group {
-        let group = u32::try_from(group).map_err(|_| io::Error::other("fsGroup is no group id"))?;
+        let group = u32::try_from(group).map_err(io::Error::other)?;
         std::os::unix::fs::chown(path, None, Some(group))?;
     }
     let mode = if group.is_some() { GROUP_VOLUME_MODE } else { VOLUME_MODE };

@@ -18,6 +18,9 @@ use super::volumes::{PlannedVolume, plan_volumes};
 const GRACE_SECONDS_DEFAULT: u32 = 30;
 /// Where Kubernetes keeps seccomp profiles that a manifest names by a relative path.
 const SECCOMP_DIR: &str = "/var/lib/kubelet/seccomp";
+/// A label of RFC 1123, and a name of several.
+pub(super) const NAME_BYTES_MAX: usize = 63;
+const POD_NAME_BYTES_MAX: usize = 253;
 /// HOST_NAME_MAX of Linux is 64; Kubernetes cuts a pod's name at 63 for its host name.
 const HOSTNAME_BYTES_MAX: usize = 63;
 
@@ -124,16 +127,16 @@ fn check_pod(pod: &Pod) -> Result<(), ManifestError> {
             format!("this is {} {}; `crisp run` runs a Pod of apiVersion v1", pod.api_version, pod.kind);
         return Err(ManifestError::field("kind", found));
     }
-    check_name("metadata.name", &pod.metadata.name, 253, true)?;
+    check_pod_name(&pod.metadata.name)?;
     if let Some(namespace) = &pod.metadata.namespace {
-        check_name("metadata.namespace", namespace, 63, false)?;
+        check_name("metadata.namespace", namespace, NAME_BYTES_MAX)?;
     }
     if pod.spec.containers.is_empty() {
         return Err(ManifestError::field("spec.containers", "at least one container is needed"));
     }
     let mut names = BTreeSet::new();
     for container in pod.spec.init_containers.iter().chain(&pod.spec.containers) {
-        check_name("container name", &container.name, 63, false)?;
+        check_name("container name", &container.name, NAME_BYTES_MAX)?;
         if !names.insert(&container.name) {
             let problem = format!("the name {:?} is used twice", container.name);
             return Err(ManifestError::field("spec.containers", problem));
@@ -148,22 +151,33 @@ fn check_pod(pod: &Pod) -> Result<(), ManifestError> {
     Ok(())
 }
 
-/// A label of RFC 1123, or several with dots between.
-pub(super) fn check_name(field: &str, name: &str, bytes_max: usize, dots: bool) -> Result<(), ManifestError> {
-    let is_label = |label: &str| {
-        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        !label.is_empty() && label.bytes().all(allowed) && !label.starts_with('-') && !label.ends_with('-')
-    };
-    let fits = name.len() <= bytes_max;
-    if fits && if dots { name.split('.').all(is_label) } else { is_label(name) } {
+/// A label of RFC 1123.
+pub(super) fn check_name(field: &str, name: &str, bytes_max: usize) -> Result<(), ManifestError> {
+    if name.len() <= bytes_max && is_label(name) {
         return Ok(());
     }
-    let more = if dots { " and '.'" } else { "" };
     let problem = format!(
-        "{name:?} is not a name: lower-case letters, digits, '-'{more}, beginning and ending with a letter or digit, \
-         at most {bytes_max} bytes"
+        "{name:?} is not a name: lower-case letters, digits and '-', beginning and ending with a letter or digit, at most \
+         {bytes_max} bytes"
     );
     Err(ManifestError::field(field, problem))
+}
+
+/// Labels with dots between.
+fn check_pod_name(name: &str) -> Result<(), ManifestError> {
+    if name.len() <= POD_NAME_BYTES_MAX && name.split('.').all(is_label) {
+        return Ok(());
+    }
+    let problem = format!(
+        "{name:?} is not a name: lower-case letters, digits, '-' and '.', beginning and ending with a letter or digit, at \
+         most {POD_NAME_BYTES_MAX} bytes"
+    );
+    Err(ManifestError::field("metadata.name", problem))
+}
+
+fn is_label(label: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !label.is_empty() && label.bytes().all(allowed) && !label.starts_with('-') && !label.ends_with('-')
 }
 
 fn images(spec: &Spec) -> Vec<PlannedImage> {
@@ -219,7 +233,7 @@ fn sandbox(context: &PodContext<'_>) -> Result<cri::PodSandboxConfig, ManifestEr
 
 fn hostname(pod: &Pod) -> Result<String, ManifestError> {
     if let Some(hostname) = &pod.spec.hostname {
-        check_name("spec.hostname", hostname, HOSTNAME_BYTES_MAX, false)?;
+        check_name("spec.hostname", hostname, HOSTNAME_BYTES_MAX)?;
         return Ok(hostname.clone());
     }
     let cut: String = pod.metadata.name.chars().take(HOSTNAME_BYTES_MAX).collect();

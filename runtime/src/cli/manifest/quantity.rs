@@ -108,9 +108,10 @@ impl<'de> Deserialize<'de> for Quantity {
                 Ok(Quantity { milli: i128::from(number) * 1000 })
             }
             fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Quantity, E> {
-                u64::try_from(number)
-                    .map_err(|_| E::custom("a quantity is not negative"))
-                    .and_then(|n| self.visit_u64(n))
+                match u64::try_from(number) {
+                    Ok(number) => self.visit_u64(number),
+                    Err(_negative) => Err(E::custom("a quantity is not negative")),
+                }
             }
             fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<Quantity, E> {
                 number.to_string().parse().map_err(E::custom)

@@ -59,6 +59,7 @@ pub(crate) struct Metadata {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[expect(dead_code, reason = "what concerns scheduling and the cluster is accepted and without meaning here")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub(crate) struct Spec {
     pub(crate) containers: Vec<Container>,
     #[serde(default)]
@@ -115,6 +116,7 @@ pub(crate) struct Spec {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[expect(dead_code, reason = "where the message of an end is kept concerns the kubelet's status alone")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub(crate) struct Container {
     pub(crate) name: String,
     pub(crate) image: String,

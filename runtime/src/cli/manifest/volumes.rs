@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use crisp_proto::cri;
 
 use super::ManifestError;
-use super::plan::check_name;
+use super::plan::{NAME_BYTES_MAX, check_name};
 use super::types::{
     Container, EmptyDir, HostPathKind, PodSecurityContext, Propagation, RecursiveReadOnly, Spec, Volume,
     VolumeMount,
@@ -42,7 +42,7 @@ pub(super) fn plan_volumes(
     let mut volumes: Vec<PlannedVolume> = Vec::new();
     for volume in &spec.volumes {
         let field = format!("spec.volumes[{}]", volume.name);
-        check_name("volume name", &volume.name, 63, false)?;
+        check_name("volume name", &volume.name, NAME_BYTES_MAX)?;
         if volumes.iter().any(|known| known.name == volume.name) {
             return Err(ManifestError::field(field, "the name is used twice"));
         }

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crisp_proto::cri;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 
 use crate::cli::client::Client;
 use crate::cli::error::{CliError, Result};
@@ -134,7 +136,7 @@ impl<'p> Session<'p> {
     }
 
     /// Awaits a short call that must not be abandoned half-way; a second Ctrl-C does so nevertheless.
-    async fn unless_hurried<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn unless_hurried<T>(&self, call: BoxFuture<'_, Result<T>>) -> Result<T> {
         tokio::select! {
             done = call => done,
             () = self.interrupts.reach(2) => Err(CliError::Invalid(format!(
@@ -153,7 +155,8 @@ impl<'p> Session<'p> {
         };
         let mut client = self.client.clone();
         let doing = format!("start pod {name}");
-        let call = async { client.runtime.run_pod_sandbox(request).await.map_err(CliError::rpc(doing)) };
+        let call =
+            async { client.runtime.run_pod_sandbox(request).await.map_err(CliError::rpc(doing)) }.boxed();
         let id = self.unless_hurried(call).await?.into_inner().pod_sandbox_id;
         let metadata = self.plan.sandbox.metadata.clone();
         self.pod = Some(cri::PodSandbox { id: id.clone(), metadata, ..Default::default() });
@@ -276,7 +279,8 @@ impl<'p> Session<'p> {
         };
         let mut client = self.client.clone();
         let doing = format!("create container {}", planned.name);
-        let call = async { client.runtime.create_container(request).await.map_err(CliError::rpc(doing)) };
+        let call =
+            async { client.runtime.create_container(request).await.map_err(CliError::rpc(doing)) }.boxed();
         Ok(self.unless_hurried(call).await?.into_inner().container_id)
     }
 
@@ -284,7 +288,8 @@ impl<'p> Session<'p> {
         let request = cri::StartContainerRequest { container_id: id.to_owned() };
         let mut client = self.client.clone();
         let doing = format!("start container {name}");
-        let call = async { client.runtime.start_container(request).await.map_err(CliError::rpc(doing)) };
+        let call =
+            async { client.runtime.start_container(request).await.map_err(CliError::rpc(doing)) }.boxed();
         self.unless_hurried(call).await.map(drop)
     }
 
