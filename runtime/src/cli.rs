@@ -347,7 +347,8 @@ fn completions(args: &CompletionsArgs) -> Result<ExitCode> {
 
 fn man(args: &ManArgs) -> Result<ExitCode> {
     match &args.dir {
-        Some(dir) => clap_mangen::generate_to(Cli::command(), dir)
+        Some(dir) => std::fs::create_dir_all(dir)
+            .and_then(|()| clap_mangen::generate_to(Cli::command(), dir))
             .map_err(CliError::io(format!("write manual pages to {}", dir.display())))?,
         None => {
             let mut page = Vec::new();

@@ -31,6 +31,11 @@ pub(super) fn config_source(file: Option<&Path>) -> String {
     if path.exists() { path.display().to_string() } else { "built-in defaults".to_owned() }
 }
 
+/// On a hybrid machine (v1 with a v2 hierarchy beside it) crun insists that the latter has no controllers of its own.
+fn is_refused_by_crun(program: &Path, unified_controllers: &str) -> bool {
+    program.file_name().is_some_and(|name| name == "crun") && !unified_controllers.trim().is_empty()
+}
+
 fn handler_finding(name: &str, handler: &Handler) -> Finding {
     match handler {
         Handler::Builtin => Finding::ok("handler", format!("{name}: built in")),
@@ -38,7 +43,13 @@ fn handler_finding(name: &str, handler: &Handler) -> Finding {
             let runs = fs::metadata(&oci.path)
                 .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
             let path = oci.path.display();
-            if runs {
+            let unified = fs::read_to_string("/sys/fs/cgroup/unified/cgroup.controllers").unwrap_or_default();
+            if runs && is_refused_by_crun(&oci.path, &unified) {
+                let says = format!(
+                    "{name}: crun refuses the hybrid cgroups of this machine; use crisp or runc here"
+                );
+                Finding::warn("handler", says)
+            } else if runs {
                 Finding::ok("handler", format!("{name}: {path}"))
             } else {
                 Finding::warn(
@@ -72,7 +83,11 @@ fn existing(path: &Path) -> &Path {
     path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
 }
 
-#[allow(clippy::unnecessary_cast, clippy::cast_lossless, reason = "the type of f_type differs by architecture")]
+#[allow(
+    clippy::unnecessary_cast,
+    clippy::cast_lossless,
+    reason = "the type of f_type differs by architecture"
+)]
 fn filesystem(path: &Path) -> Option<i64> {
     rustix::fs::statfs(existing(path)).ok().map(|stat| stat.f_type as i64)
 }
@@ -148,6 +163,13 @@ mod tests {
         for path in ["/nonexistent", "/etc/passwd", "/"] {
             assert_eq!(handler_finding("x", &oci(path)).level, Level::Warn, "{path}");
         }
+    }
+
+    #[test]
+    fn crun_wants_no_controllers_beside_v1() {
+        assert!(is_refused_by_crun(Path::new("/usr/bin/crun"), "hugetlb\n"));
+        assert!(!is_refused_by_crun(Path::new("/usr/bin/crun"), ""));
+        assert!(!is_refused_by_crun(Path::new("/usr/sbin/runc"), "hugetlb\n"));
     }
 
     #[test]

@@ -94,7 +94,7 @@ async fn follow(
     let mut done = None;
     while let Some(progress) = stream.message().await.map_err(CliError::rpc(doing))? {
         match progress.event {
-            Some(Event::Resolved(resolved)) => bar.resolved(resolved),
+            Some(Event::Resolved(resolved)) => bar.resolved(resolved)?,
             Some(Event::Layer(layer)) => bar.layer(layer),
             Some(Event::Done(images)) => done = Some(images.images),
             // A newer daemon's event.

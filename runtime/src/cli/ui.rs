@@ -47,13 +47,14 @@ impl Ui {
         }
         bar.set_prefix("pull");
         bar.set_message(reference.to_owned());
-        PullBar { bar, layers: BTreeMap::new(), resolved: None, started: Instant::now() }
+        PullBar { ui: self, bar, layers: BTreeMap::new(), resolved: None, started: Instant::now() }
     }
 }
 
 /// What is known of a running pull.
 #[derive(Debug)]
 pub(crate) struct PullBar {
+    ui: Ui,
     bar: ProgressBar,
     /// Bytes done, by layer.
     layers: BTreeMap<String, u64>,
@@ -62,9 +63,16 @@ pub(crate) struct PullBar {
 }
 
 impl PullBar {
-    pub(crate) fn resolved(&mut self, resolved: admin::ImageResolved) {
+    /// # Errors
+    /// When stderr cannot be written.
+    pub(crate) fn resolved(&mut self, resolved: admin::ImageResolved) -> Result<()> {
         self.bar.set_length(resolved.bytes);
+        if self.bar.is_hidden() && resolved.layers > 0 {
+            let (layers, size) = (counted(resolved.layers), output::size(resolved.bytes));
+            self.ui.step("fetch", &format!("{}  {layers}, {size}", self.bar.message()))?;
+        }
         self.resolved = Some(resolved);
+        Ok(())
     }
 
     pub(crate) fn layer(&mut self, layer: admin::LayerProgress) {
@@ -84,10 +92,13 @@ impl PullBar {
         match self.resolved {
             Some(admin::ImageResolved { layers: 0, .. }) => format!("is complete, in {took}"),
             Some(admin::ImageResolved { layers, bytes }) => {
-                let plural = if layers == 1 { "" } else { "s" };
-                format!("{layers} layer{plural}, {}, in {took}", output::size(bytes))
+                format!("{}, {}, in {took}", counted(layers), output::size(bytes))
             }
             None => format!("in {took}"),
         }
     }
+}
+
+fn counted(layers: u32) -> String {
+    if layers == 1 { "1 layer".to_owned() } else { format!("{layers} layers") }
 }
