@@ -30,7 +30,8 @@ impl Builtin {
 impl Runtime for Builtin {
     fn create(&self, order: &pb::CreateContainer, stdio: ChildStdio) -> Result<Begun> {
         let (control, theirs) = fdpass::pair().step(|| "make a control socket")?;
-        fdpass::send(&control, &order.encode_to_vec(), &[], Wait::Never).step(|| "send the launcher its order")?;
+        fdpass::send(&control, &order.encode_to_vec(), &[], Wait::Never)
+            .step(|| "send the launcher its order")?;
         let terminal = order.stdio.as_ref().is_some_and(|stdio| stdio.terminal);
         let console = terminal.then(fdpass::pair).transpose().step(|| "make a console socket")?;
         let (console, their_console) = console.unzip();
@@ -47,7 +48,8 @@ impl Runtime for Builtin {
     }
 
     fn start(&self, order: &pb::CreateContainer, control: Option<&OwnedFd>) -> Result<Option<Command>> {
-        let gone = || Error::WrongState { id: order.container_id.clone(), state: "without an init that waits" };
+        let gone =
+            || Error::WrongState { id: order.container_id.clone(), state: "without an init that waits" };
         control::send_go(control.ok_or_else(gone)?).step(|| "tell init to start")?;
         Ok(None)
     }

@@ -57,7 +57,9 @@ pub(crate) struct ExecGroup {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Version {
     /// In one hierarchy, the freezer's where there is one.
-    V1 { freezer: bool },
+    V1 {
+        freezer: bool,
+    },
     V2,
 }
 
@@ -97,7 +99,8 @@ impl ExecGroup {
             let inside = self.processes();
             let outside = read_bounded(&container.join("cgroup.procs"))?;
             let strays = outside.lines().filter_map(|line| line.parse::<i32>().ok());
-            let strays: Vec<_> = strays.filter(|&pid| parent(pid).is_some_and(|parent| inside.contains(&parent))).collect();
+            let strays: Vec<_> =
+                strays.filter(|&pid| parent(pid).is_some_and(|parent| inside.contains(&parent))).collect();
             if strays.is_empty() {
                 return Ok(());
             }

@@ -54,7 +54,8 @@ impl Command {
     pub(crate) fn start(single: SingleThreaded, order: Order) -> Result<Self> {
         let what = order.args.join(" ");
         let strings: Result<Vec<_>, _> = order.args.iter().map(|arg| CString::new(arg.as_str())).collect();
-        let args = strings.map_err(|_| Error::Invalid(format!("an argument of {what} holds a NUL character")))?;
+        let args =
+            strings.map_err(|_nul| Error::Invalid(format!("an argument of {what} holds a NUL character")))?;
         for stale in [Some(&order.log), order.pid_file.as_ref()].into_iter().flatten() {
             let _not_there = std::fs::remove_file(stale);
         }
@@ -79,7 +80,9 @@ impl Command {
         }
         let pid = self.pid_file.as_ref().map(|path| {
             let text = std::fs::read_to_string(path).step(|| format!("read {}", path.display()))?;
-            text.trim().parse().map_err(|_| Error::Said(format!("{}: its pid file holds {text:?}", self.what)))
+            text.trim()
+                .parse()
+                .map_err(|_not_a_number| Error::Said(format!("{}: its pid file holds {text:?}", self.what)))
         });
         let terminal = self.console.as_ref().map(receive_terminal).transpose()?;
         Ok(Outcome { pid: pid.transpose()?, terminal })
@@ -118,6 +121,7 @@ fn last_error(log: &std::path::Path) -> Option<String> {
 fn receive_terminal(listener: &OwnedFd) -> Result<OwnedFd> {
     use rustix::net::SocketFlags;
     let step = || "receive the terminal";
-    let socket = rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK).step(step)?;
+    let socket =
+        rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK).step(step)?;
     crisp_sys::fdpass::receive_from_stream(socket).step(step)
 }

@@ -29,11 +29,18 @@ pub(crate) struct Asker {
 #[derive(Debug)]
 pub(crate) enum Phase {
     /// Its launcher or its runtime binary is at work.
-    Creating { asker: Asker, failure: Option<String>, deadline: Instant },
+    Creating {
+        asker: Asker,
+        failure: Option<String>,
+        deadline: Instant,
+    },
     /// Its init waits.
     Created,
     /// Its init was told to execute the program.
-    Starting { asker: Asker, failure: Option<String> },
+    Starting {
+        asker: Asker,
+        failure: Option<String>,
+    },
     Running,
     /// The record is on disk.
     Exited(pb::Exit),
@@ -130,14 +137,6 @@ impl Container {
 
     pub(crate) fn bundle(&self) -> PathBuf {
         PathBuf::from(&self.order.bundle)
-    }
-
-    pub(crate) fn cgroup(&self) -> pb::Cgroup {
-        self.order.cgroup.clone().unwrap_or_default()
-    }
-
-    pub(crate) fn terminal(&self) -> bool {
-        self.order.stdio.as_ref().is_some_and(|stdio| stdio.terminal)
     }
 
     /// The state as a daemon is told; nothing while it is not made yet.

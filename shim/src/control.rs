@@ -79,7 +79,9 @@ pub(crate) fn receive(control: impl AsFd) -> io::Result<Option<Report>> {
     let Some(packet) = fdpass::receive(control, PACKET_BYTES_MAX, Wait::Never)? else { return Ok(None) };
     let fd = packet.fds.into_iter().next();
     let report = match (packet.data.as_slice(), fd) {
-        (&[PROCESS, a, b, c, d], Some(pidfd)) => Report::Process { pid: i32::from_ne_bytes([a, b, c, d]), pidfd },
+        (&[PROCESS, a, b, c, d], Some(pidfd)) => {
+            Report::Process { pid: i32::from_ne_bytes([a, b, c, d]), pidfd }
+        }
         ([READY], None) => Report::Ready,
         ([TERMINAL], Some(master)) => Report::Terminal(master),
         ([FAILED, text @ ..], None) => Report::Failed(String::from_utf8_lossy(text).into_owned()),

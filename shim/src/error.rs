@@ -7,6 +7,7 @@ use crisp_domain::ErrorKind;
 /// A request that failed. The text goes to the daemon, so it names the step and the subject.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(clippy::error_impl_error, reason = "the one error of this program")]
 pub(crate) enum Error {
     #[error("{what} {id} is not known here")]
     NotFound { what: &'static str, id: String },

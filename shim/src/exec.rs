@@ -57,9 +57,13 @@ fn enter(single: SingleThreaded, order: &ExecOrder<'_>, control: &OwnedFd) -> Re
     };
     process::set_oom_score_adj(prepared.process.oom_score_adj())?;
     // A user namespace is not entered: containers with one are refused at their creation.
-    let namespaces = Ns::MOUNT | Ns::NETWORK | Ns::INTER_PROCESS_COMMUNICATION | Ns::HOST_NAME_AND_NIS_DOMAIN_NAME;
-    rustix::thread::move_into_thread_name_spaces(order.init.as_fd(), namespaces | Ns::PROCESS_ID | Ns::CONTROL_GROUP)
-        .step(|| "enter the container's namespaces")?;
+    let namespaces =
+        Ns::MOUNT | Ns::NETWORK | Ns::INTER_PROCESS_COMMUNICATION | Ns::HOST_NAME_AND_NIS_DOMAIN_NAME;
+    rustix::thread::move_into_thread_name_spaces(
+        order.init.as_fd(),
+        namespaces | Ns::PROCESS_ID | Ns::CONTROL_GROUP,
+    )
+    .step(|| "enter the container's namespaces")?;
     let args = CloneArgs { parent: Parent::CallersParent, ..CloneArgs::default() };
     let child = single
         .fork(&args, || {

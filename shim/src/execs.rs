@@ -195,7 +195,7 @@ impl Server {
         // What it told before its end comes first.
         self.exec_control_ready(key);
         let Some(exec) = self.execs.get_mut(&key) else { return };
-        exec.exit = Some(crate::exit::exit(ended, false));
+        exec.exit = Some(crate::exit::exit(ended, 0));
         if exec.asker.is_none() {
             self.finish_exec(key);
         } else if exec.control.is_none() {
@@ -215,7 +215,8 @@ impl Server {
         let Some(exec) = self.execs.remove(&key) else { return };
         self.remove_group(exec.group);
         self.forget_exec_files(exec.container, &exec.id);
-        let container_id = self.containers.get(&exec.container).map(|c| c.id().to_owned()).unwrap_or_default();
+        let container_id =
+            self.containers.get(&exec.container).map(|c| c.id().to_owned()).unwrap_or_default();
         self.announce(pb::message::Kind::ExecExited(pb::ExecExited {
             container_id,
             exec_id: exec.id,
@@ -274,7 +275,8 @@ fn kill_tree(exec: &Exec) {
 /// The descriptors beside the request: stdio unless there is a terminal, then the process when it is too long for the packet.
 fn descriptors(order: &pb::Exec, fds: Vec<OwnedFd>) -> Result<(Option<ChildStdio>, Vec<u8>)> {
     let mut fds = fds.into_iter();
-    let mut next = |what: &str| fds.next().ok_or_else(|| Error::Invalid(format!("no descriptor for the exec's {what}")));
+    let mut next =
+        |what: &str| fds.next().ok_or_else(|| Error::Invalid(format!("no descriptor for the exec's {what}")));
     let stdio = if order.terminal {
         None
     } else {

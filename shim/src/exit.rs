@@ -21,8 +21,8 @@ const SIGKILL: u8 = 9;
 /// What a shell makes of a child that SIGKILL ended.
 const CODE_KILLED: u8 = 128 + SIGKILL;
 
-/// Puts together how a process ended. `oom_counted`: its cgroup counted an OOM kill while it ran.
-pub(crate) fn exit(ended: Ended, oom_counted: bool) -> pb::Exit {
+/// Puts together how a process ended. `oom_kills`: what its cgroup counted while it ran.
+pub(crate) fn exit(ended: Ended, oom_kills: u64) -> pb::Exit {
     let (code, signal) = match ended {
         Ended::Code(code) => (code, 0),
         Ended::Signal(signal) => (0, signal),
@@ -32,7 +32,7 @@ pub(crate) fn exit(ended: Ended, oom_counted: bool) -> pb::Exit {
         code: code.into(),
         signal: signal.into(),
         finished_at: Timestamp::now().0,
-        oom_killed: oom_counted && killed,
+        oom_killed: oom_kills > 0 && killed,
     }
 }
 
@@ -54,11 +54,11 @@ mod tests {
 
     #[test]
     fn oom_counts_only_for_a_process_that_was_killed() {
-        assert!(exit(Ended::Signal(9), true).oom_killed);
-        assert!(exit(Ended::Code(137), true).oom_killed);
-        assert!(!exit(Ended::Code(0), true).oom_killed);
-        assert!(!exit(Ended::Signal(15), true).oom_killed);
-        assert!(!exit(Ended::Signal(9), false).oom_killed);
+        assert!(exit(Ended::Signal(9), 1).oom_killed);
+        assert!(exit(Ended::Code(137), 1).oom_killed);
+        assert!(!exit(Ended::Code(0), 1).oom_killed);
+        assert!(!exit(Ended::Signal(15), 1).oom_killed);
+        assert!(!exit(Ended::Signal(9), 0).oom_killed);
     }
 
     #[test]

@@ -121,7 +121,14 @@ impl Server {
                 self.claim(pid, Role::Init(key));
             }
             Report::Ready => self.created(key),
-            Report::Failed(text) => self.set_failure(key, text),
+            Report::Failed(text) => {
+                let creating = matches!(container.phase, Phase::Creating { .. });
+                self.set_failure(key, text);
+                if creating {
+                    // When it was the launcher that failed (a hook), init still waits for it.
+                    self.kill_init(key);
+                }
+            }
             Report::Terminal(_) => {}
         }
     }
@@ -242,8 +249,8 @@ impl Server {
         let Some(container) = self.containers.get_mut(&key) else { return };
         container.output.drain(&mut self.scratch, |fd| self.epoll.remove(fd));
         let oom_file = container.order.cgroup.as_ref().map_or("", |cgroup| cgroup.oom_file.as_str());
-        let oom = crate::cgroup::oom_kills(oom_file) > container.oom_kills_before;
-        let exit = crate::exit::exit(ended, oom);
+        let oom_kills = crate::cgroup::oom_kills(oom_file).saturating_sub(container.oom_kills_before);
+        let exit = crate::exit::exit(ended, oom_kills);
         let recorded = crate::exit::write(container.state_dir(), &exit);
         container.stdin = None;
         if let Some(control) = container.control.take() {
@@ -262,7 +269,10 @@ impl Server {
             let text = failure.unwrap_or_else(|| format!("init ended with {ended:?} while it was started"));
             self.reply(asker, Err(Error::Said(text)), None);
         }
-        self.announce(pb::message::Kind::ContainerExited(pb::ContainerExited { container_id: id, exit: Some(exit) }));
+        self.announce(pb::message::Kind::ContainerExited(pb::ContainerExited {
+            container_id: id,
+            exit: Some(exit),
+        }));
         self.forget_if_asked(key);
     }
 
@@ -290,7 +300,9 @@ impl Server {
     /// Forgets an ended container that somebody wants deleted, after its handler has.
     fn forget_if_asked(&mut self, key: u32) {
         let Some(container) = self.containers.get(&key) else { return };
-        if container.deleters.is_empty() || self.commands.values().any(|c| matches!(c.purpose, Purpose::Delete(k) if k == key)) {
+        if container.deleters.is_empty()
+            || self.commands.values().any(|c| matches!(c.purpose, Purpose::Delete(k) if k == key))
+        {
             return;
         }
         let handler = handler::of(container.order.handler.as_ref(), self.single);
@@ -391,7 +403,9 @@ impl Server {
         for key in keys {
             self.set_failure(key, format!("it was not created within {} s", CREATE_TIMEOUT.as_secs()));
             self.kill_init(key);
-            if let Some(Container { phase: Phase::Creating { deadline, .. }, .. }) = self.containers.get_mut(&key) {
+            if let Some(Container { phase: Phase::Creating { deadline, .. }, .. }) =
+                self.containers.get_mut(&key)
+            {
                 *deadline = now + CREATE_TIMEOUT;
             }
         }
@@ -405,7 +419,9 @@ impl Server {
 /// Pipes for what the container gets; with a terminal there are none, and its own ends are `/dev/null` until then.
 fn stdio_pairs(stdio: &pb::Stdio) -> Result<(Ends, ChildStdio)> {
     let step = || "make the container's pipes";
-    let null = || rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step(|| "open /dev/null");
+    let null = || {
+        rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step(|| "open /dev/null")
+    };
     if stdio.terminal {
         let child = ChildStdio { stdin: null()?, stdout: null()?, stderr: null()? };
         return Ok((Ends { stdin: None, stdout: None, stderr: None }, child));

@@ -17,9 +17,9 @@ mod control;
 mod epoll;
 mod error;
 mod exec;
+mod execs;
 mod exit;
 mod handler;
-mod execs;
 mod launch;
 mod lifecycle;
 mod log;
@@ -40,7 +40,8 @@ fn main() -> ExitCode {
         Some("init") => pod_init::run(),
         _ => {
             use std::io::Write as _;
-            let _nobody_reads = writeln!(std::io::stderr(), "usage: crisp-shim serve --pod-dir DIR (started by crisp)");
+            let _nobody_reads =
+                writeln!(std::io::stderr(), "usage: crisp-shim serve --pod-dir DIR (started by crisp)");
             2
         }
     };

@@ -104,14 +104,21 @@ impl Output {
     }
 
     /// Reads once from a stream and logs what came. At the end of the stream it is closed, after `leave` was told.
-    pub(crate) fn pump(&mut self, stream: Stream, scratch: &mut Scratch, leave: impl FnOnce(BorrowedFd<'_>)) -> Pumped {
+    pub(crate) fn pump(
+        &mut self,
+        stream: Stream,
+        scratch: &mut Scratch,
+        leave: impl FnOnce(BorrowedFd<'_>),
+    ) -> Pumped {
         let Some(source) = self.slot(stream) else { return Pumped::End };
         let kept = source.unfinished.len();
         if scratch.input.len() < kept + READ_BYTES {
             scratch.input.resize(kept + READ_BYTES, 0);
         }
         scratch.input[..kept].copy_from_slice(&source.unfinished);
-        match rustix::io::retry_on_intr(|| rustix::io::read(&source.fd, &mut scratch.input[kept..kept + READ_BYTES])) {
+        match rustix::io::retry_on_intr(|| {
+            rustix::io::read(&source.fd, &mut scratch.input[kept..kept + READ_BYTES])
+        }) {
             Ok(0) => self.end(stream, scratch, leave),
             Ok(count) => {
                 source.unfinished.clear();
@@ -193,7 +200,7 @@ fn open_log(path: &Path) -> io::Result<File> {
     }
     // A pipe or a device in the log's place must not stop the shim (O_NONBLOCK), and a link must not lead it elsewhere.
     let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
-    let flags = i32::try_from(flags.bits()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let flags = i32::try_from(flags.bits()).map_err(|_too_large| io::ErrorKind::InvalidInput)?;
     let file = OpenOptions::new().append(true).create(true).mode(LOG_MODE).custom_flags(flags).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -305,8 +312,10 @@ mod tests {
         f.output.pump(Stream::Stdout, &mut f.scratch, |_| ());
         write(&f.stdout, b"y\n");
         f.output.pump(Stream::Stdout, &mut f.scratch, |_| ());
-        let lengths: Vec<_> =
-            contents(&f.dir.path().join("a/b/0.log")).iter().map(|l| (l[7..8].to_owned(), l.len() - 9)).collect();
+        let lengths: Vec<_> = contents(&f.dir.path().join("a/b/0.log"))
+            .iter()
+            .map(|l| (l[7..8].to_owned(), l.len() - 9))
+            .collect();
         assert_eq!(lengths, [("P".into(), 1000), ("P".into(), 1000), ("F".into(), 501)]);
     }
 

@@ -43,7 +43,9 @@ pub(crate) fn start(single: SingleThreaded, order: &pb::StartPodInit) -> Result<
     // A few system calls away, none of which waits for anybody.
     match fdpass::receive(&control, 64, Wait::Block).step(|| "hear from the pod's init")? {
         Some(packet) if packet.data == b"R" => Ok(child),
-        Some(packet) => Err(Error::Said(String::from_utf8_lossy(packet.data.get(1..).unwrap_or_default()).into_owned())),
+        Some(packet) => {
+            Err(Error::Said(String::from_utf8_lossy(packet.data.get(1..).unwrap_or_default()).into_owned()))
+        }
         None => Err(Error::Said("the pod's init ended without a word".into())),
     }
 }
@@ -113,8 +115,9 @@ fn confine() -> Result<OwnedFd> {
 
 fn empty_root() -> Result<()> {
     let step = || "make an empty root";
-    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).step(step)?;
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).step(step)?;
+    crisp_sys::clone::enter_new_mount_namespace().step(step)?;
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .step(step)?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     // Any directory will do; /proc is always there.
     rustix::mount::mount("none", "/proc", "tmpfs", flags, c"size=4k,mode=000").step(step)?;
@@ -163,7 +166,8 @@ fn filter() -> Vec<u8> {
     const NUMBER: u32 = 0;
     const ARCH: u32 = 4;
     let (arch, allowed) = ALLOWED;
-    let mut program = vec![(LOAD, 0, 0, ARCH), (JUMP_IF_EQUAL, 1, 0, arch), (RETURN, 0, 0, EPERM), (LOAD, 0, 0, NUMBER)];
+    let mut program =
+        vec![(LOAD, 0, 0, ARCH), (JUMP_IF_EQUAL, 1, 0, arch), (RETURN, 0, 0, EPERM), (LOAD, 0, 0, NUMBER)];
     for &number in allowed {
         program.extend([(JUMP_IF_EQUAL, 0, 1, number), (RETURN, 0, 0, ALLOW)]);
     }

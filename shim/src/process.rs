@@ -72,14 +72,18 @@ impl Label {
         let wanted = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
         if let Some(value) = wanted(process.selinux_label()) {
             if !Path::new("/sys/fs/selinux/enforce").exists() {
-                return Err(Error::Invalid(format!("SELinux label {value} asked for, but SELinux is not enabled")));
+                return Err(Error::Invalid(format!(
+                    "SELinux label {value} asked for, but SELinux is not enabled"
+                )));
             }
             return Ok(Some(Self { attribute: "thread-self/attr/exec", value }));
         }
         let Some(profile) = wanted(process.apparmor_profile()) else { return Ok(None) };
         let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
         if !enabled.is_ok_and(|text| text.starts_with('Y')) {
-            return Err(Error::Invalid(format!("AppArmor profile {profile} asked for, but AppArmor is not enabled")));
+            return Err(Error::Invalid(format!(
+                "AppArmor profile {profile} asked for, but AppArmor is not enabled"
+            )));
         }
         let own = Path::new("/proc/thread-self/attr/apparmor/exec").exists();
         let attribute = if own { "thread-self/attr/apparmor/exec" } else { "thread-self/attr/exec" };
@@ -104,7 +108,9 @@ pub(crate) struct OpenLabel {
 
 impl OpenLabel {
     fn apply(&self) -> Result<()> {
-        (&self.file).write_all(self.value.as_bytes()).step(|| format!("set the security label {}", self.value))
+        (&self.file)
+            .write_all(self.value.as_bytes())
+            .step(|| format!("set the security label {}", self.value))
     }
 }
 
@@ -130,7 +136,11 @@ impl Confinement {
         // No capabilities section at all: none, never those of the shim.
         let caps = process.capabilities().clone().unwrap_or_else(|| {
             let mut caps = none();
-            caps.set_bounding(None).set_effective(None).set_inheritable(None).set_permitted(None).set_ambient(None);
+            caps.set_bounding(None)
+                .set_effective(None)
+                .set_inheritable(None)
+                .set_permitted(None)
+                .set_ambient(None);
             caps
         });
         Self {
@@ -180,7 +190,8 @@ impl Confinement {
         rustix::thread::clear_ambient_capability_set().step(|| "clear the ambient capabilities")?;
         rustix::thread::set_capabilities(None, sets).step(|| "set the capabilities")?;
         for cap in (self.ambient & sets.permitted & sets.inheritable).iter() {
-            rustix::thread::configure_capability_in_ambient_set(cap, true).step(|| "raise an ambient capability")?;
+            rustix::thread::configure_capability_in_ambient_set(cap, true)
+                .step(|| "raise an ambient capability")?;
         }
         Ok(())
     }

@@ -131,7 +131,7 @@ impl Server {
             leftovers: Vec::new(),
             scratch: Scratch::default(),
             active: Some(Instant::now()),
-            text: ProgramText::find(),
+            text: ProgramText::find().ok(),
             ending: None,
         })
     }
@@ -179,7 +179,9 @@ impl Server {
             rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
         {
             let key = self.new_key();
-            if self.connections.len() < CONNECTIONS_MAX && self.epoll.add(&socket, Token::Connection(key)).is_ok() {
+            if self.connections.len() < CONNECTIONS_MAX
+                && self.epoll.add(&socket, Token::Connection(key)).is_ok()
+            {
                 self.connections.insert(key, Connection::new(socket));
             }
         }
@@ -219,7 +221,8 @@ impl Server {
     }
 
     pub(crate) fn reply(&mut self, asker: Asker, result: Result<pb::reply::Result>, fd: Option<OwnedFd>) {
-        let result = result.unwrap_or_else(|error| pb::reply::Result::Failure(crate::service::failure(&error)));
+        let result =
+            result.unwrap_or_else(|error| pb::reply::Result::Failure(crate::service::failure(&error)));
         let reply = pb::Reply { id: asker.request, result: Some(result) };
         self.send(asker.connection, &pb::Message { kind: Some(pb::message::Kind::Reply(reply)) }, fd);
     }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use crisp_domain::ErrorKind;
 use crisp_proto::supervisor as pb;
 use crisp_sys::fdpass::Packet;
-use prost::Message as _;
 use pb::request::Call;
+use prost::Message as _;
 
 use crate::container::{Asker, Kill, Phase, Process};
 use crate::error::{Error, Result, Step as _, chain};

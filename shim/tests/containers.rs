@@ -32,14 +32,25 @@ fn a_container_runs_logs_and_ends() {
 /// Text of `/proc/self/status` as pairs.
 fn status_fields(text: &str, names: &[&str]) -> Vec<String> {
     let field = |name: &&str| {
-        let line = text.lines().find(|line| line.starts_with(*name)).unwrap_or_else(|| panic!("{name} in {text}"));
+        let line =
+            text.lines().find(|line| line.starts_with(*name)).unwrap_or_else(|| panic!("{name} in {text}"));
         line.split_whitespace().collect::<Vec<_>>().join(" ")
     };
     names.iter().map(field).collect()
 }
 
-const CONFINEMENT: [&str; 10] =
-    ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:", "NoNewPrivs:", "Seccomp:", "Uid:", "Gid:", "Groups:"];
+const CONFINEMENT: [&str; 10] = [
+    "CapInh:",
+    "CapPrm:",
+    "CapEff:",
+    "CapBnd:",
+    "CapAmb:",
+    "NoNewPrivs:",
+    "Seccomp:",
+    "Uid:",
+    "Gid:",
+    "Groups:",
+];
 
 #[test]
 fn a_program_that_cannot_run_is_an_error_of_the_start() {
@@ -61,8 +72,11 @@ fn a_program_that_cannot_run_is_an_error_of_the_start() {
         }
         let setup = pod.container(&["/bin/garbage"]);
         std::fs::write(setup.dir.join("rootfs/bin/garbage"), [0x7f, 1, 2, 3]).unwrap();
-        std::fs::set_permissions(setup.dir.join("rootfs/bin/garbage"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
-            .unwrap();
+        std::fs::set_permissions(
+            setup.dir.join("rootfs/bin/garbage"),
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )
+        .unwrap();
         pod.daemon.create(&setup).unwrap();
         let failure = pod.daemon.start(&setup.id).unwrap_err();
         assert!(failure.message.contains("Exec format error"), "{failure:?}");
@@ -97,14 +111,17 @@ fn what_the_handler_cannot_do_is_refused_before_anything_is_made() {
                 spec["linux"]["namespaces"].as_array_mut().unwrap().push(serde_json::json!({"type": "user"}));
             }),
             ("personality", |spec| {
-                spec["linux"]["personality"] = serde_json::json!({"domain": "LINUX", "flags": ["ADDR_NO_RANDOMIZE"]});
+                spec["linux"]["personality"] =
+                    serde_json::json!({"domain": "LINUX", "flags": ["ADDR_NO_RANDOMIZE"]});
             }),
             ("rdma", |spec| {
                 spec["linux"]["resources"] = serde_json::json!({"rdma": {"mlx5_1": {"hcaHandles": 3}}});
             }),
             ("tmpcopyup", |spec| spec["mounts"][1]["options"] = serde_json::json!(["tmpcopyup"])),
             ("id-mapped", |spec| spec["mounts"][1]["options"] = serde_json::json!(["idmap"])),
-            ("SELinux", |spec| spec["process"]["selinuxLabel"] = serde_json::json!("system_u:system_r:x_t:s0")),
+            ("SELinux", |spec| {
+                spec["process"]["selinuxLabel"] = serde_json::json!("system_u:system_r:x_t:s0")
+            }),
             ("AppArmor", |spec| spec["process"]["apparmorProfile"] = serde_json::json!("profile")),
             ("hook", |spec| spec["hooks"] = serde_json::json!({"poststop": [{"path": "/bin/false"}]})),
         ];
@@ -125,7 +142,9 @@ fn what_the_handler_cannot_do_is_refused_before_anything_is_made() {
 fn init_and_exec_have_the_same_confinement_and_root_and_user_get_what_was_asked() {
     as_root(|| {
         let mut pod = Pod::new();
-        for (uid, no_new_privs, ambient) in [(0, false, false), (0, true, false), (1000, false, false), (1000, true, true)] {
+        for (uid, no_new_privs, ambient) in
+            [(0, false, false), (0, true, false), (1000, false, false), (1000, true, true)]
+        {
             let mut setup = pod.container(&["sh", "-c", "cat /proc/self/status; exec sleep 1000"]);
             let process = setup.process();
             process["user"] = serde_json::json!({"uid": uid, "gid": uid, "additionalGids": [5, 7]});
@@ -140,7 +159,8 @@ fn init_and_exec_have_the_same_confinement_and_root_and_user_get_what_was_asked(
             setup.with_seccomp();
             pod.run(&setup);
             pod::eventually("the status", || setup.output().contains("Seccomp_filters").then_some(()));
-            let exec = pod.daemon.exec(&setup, &setup.exec_process(&["cat", "/proc/self/status"]), 0).unwrap();
+            let exec =
+                pod.daemon.exec(&setup, &setup.exec_process(&["cat", "/proc/self/status"]), 0).unwrap();
             let init = status_fields(&setup.output(), &CONFINEMENT);
             assert_eq!(init, status_fields(&exec.stdout, &CONFINEMENT));
             assert!(init.contains(&"Seccomp: 2".to_owned()));
@@ -178,13 +198,26 @@ fn an_exec_reports_output_code_and_what_cannot_be_executed() {
         let mut pod = Pod::new();
         let setup = pod.container(&["sleep", "1000"]);
         pod.run(&setup);
-        let process = setup.exec_process(&["sh", "-c", "echo $NAME $HOME; hostname; echo e >&2; ls /proc/self/fd | wc -l; exit 5"]);
+        let process = setup.exec_process(&[
+            "sh",
+            "-c",
+            "echo $NAME $HOME; hostname; echo e >&2; ls /proc/self/fd | wc -l; exit 5",
+        ]);
         let exec = pod.daemon.exec(&setup, &process, 0).unwrap();
-        assert_eq!((exec.code, exec.stdout.as_str(), exec.stderr.as_str()), (5, "value /root\ntest\n4\n", "e\n"));
+        assert_eq!(
+            (exec.code, exec.stdout.as_str(), exec.stderr.as_str()),
+            (5, "value /root\ntest\n4\n", "e\n")
+        );
         let failure = pod.daemon.exec(&setup, &setup.exec_process(&["missing"]), 0).unwrap_err();
-        assert!(failure.message.contains("missing") && failure.message.contains("No such file"), "{failure:?}");
+        assert!(
+            failure.message.contains("missing") && failure.message.contains("No such file"),
+            "{failure:?}"
+        );
         // It is in the container's PID namespace and cgroup, and nothing of it is left.
-        let exec = pod.daemon.exec(&setup, &setup.exec_process(&["sh", "-c", "ps | grep -c sleep; cat /proc/self/cgroup"]), 0).unwrap();
+        let exec = pod
+            .daemon
+            .exec(&setup, &setup.exec_process(&["sh", "-c", "ps | grep -c sleep; cat /proc/self/cgroup"]), 0)
+            .unwrap();
         assert!(exec.stdout.contains("crisp-shim-test-"), "{exec:?}");
         let leftovers = std::fs::read_dir(pod.cgroups.dir("freezer")).unwrap();
         assert!(!leftovers.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("exec-")));
@@ -206,7 +239,11 @@ fn an_exec_whose_time_is_up_dies_with_all_that_it_started() {
         assert!(exec.timed_out, "{exec:?}");
         assert_eq!(exec.signal, 9);
         let exec = pod.daemon.exec(&setup, &setup.exec_process(&["ps"]), 0).unwrap();
-        assert!(!exec.stdout.contains("sleep 100") || exec.stdout.matches("sleep 100").count() == 1, "{}", exec.stdout);
+        assert!(
+            !exec.stdout.contains("sleep 100") || exec.stdout.matches("sleep 100").count() == 1,
+            "{}",
+            exec.stdout
+        );
         assert!(!exec.stdout.contains("1001") && !exec.stdout.contains("1002"), "{}", exec.stdout);
     });
 }
@@ -228,7 +265,8 @@ fn an_oom_kill_is_told_apart() {
 fn a_log_is_rotated_without_losing_a_line() {
     as_root(|| {
         let mut pod = Pod::new();
-        let setup = pod.container(&["sh", "-c", "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done"]);
+        let setup =
+            pod.container(&["sh", "-c", "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done"]);
         let failure = pod.daemon.reopen(&setup.id).unwrap_err();
         assert_eq!(failure.code(), crisp_proto::supervisor::Code::NotFound);
         pod.run(&setup);
@@ -241,7 +279,8 @@ fn a_log_is_rotated_without_losing_a_line() {
         assert_eq!(pod.daemon.exit(&setup.id).code, 0);
         assert_eq!(std::fs::metadata(&rotated).unwrap().len(), len);
         let old = std::fs::read_to_string(rotated).unwrap();
-        let old: String = old.lines().map(|line| format!("{}\n", line.splitn(4, ' ').nth(3).unwrap())).collect();
+        let old: String =
+            old.lines().map(|line| format!("{}\n", line.splitn(4, ' ').nth(3).unwrap())).collect();
         let wanted: String = (0..20000).map(|i| format!("line {i}\n")).collect();
         assert!(old + &setup.output() == wanted);
         assert!(pod.daemon.reopen(&setup.id).is_err());
@@ -252,8 +291,11 @@ fn a_log_is_rotated_without_losing_a_line() {
 fn a_new_daemon_finds_everything_and_the_old_ones_death_changes_nothing() {
     as_root(|| {
         let mut pod = Pod::new();
-        let (running, ended, created) =
-            (pod.container(&["sh", "-c", "read x; exit 9"]), pod.container(&["sh", "-c", "exit 3"]), pod.container(&["true"]));
+        let (running, ended, created) = (
+            pod.container(&["sh", "-c", "read x; exit 9"]),
+            pod.container(&["sh", "-c", "exit 3"]),
+            pod.container(&["true"]),
+        );
         let mut running = running;
         running.stdio().stdin = true;
         pod.run(&running);
@@ -262,7 +304,11 @@ fn a_new_daemon_finds_everything_and_the_old_ones_death_changes_nothing() {
         pod.daemon.create(&created).unwrap();
         pod.daemon = pod::Daemon::connect(&pod.path().join("shim.sock"));
         let state = pod.daemon.hello();
-        let phases: Vec<_> = state.containers.iter().map(|container| (container.container_id.as_str(), container.phase)).collect();
+        let phases: Vec<_> = state
+            .containers
+            .iter()
+            .map(|container| (container.container_id.as_str(), container.phase))
+            .collect();
         assert_eq!(phases, [(running.id.as_str(), 1), (ended.id.as_str(), 2), (created.id.as_str(), 0)]);
         assert_eq!(state.containers[1].exit.unwrap().code, 3);
         pod.daemon.start(&created.id).unwrap();
@@ -328,7 +374,11 @@ fn neither_the_shim_nor_the_host_can_be_reached_through_proc_self_exe() {
             }
             Err(failure) => assert!(failure.message.contains("/proc/self/exe"), "{failure:?}"),
         }
-        let setup = pod.container(&["sh", "-c", "sleep 0.2; for p in /proc/[0-9]*; do echo x > $p/exe; done; exit 0"]);
+        let setup = pod.container(&[
+            "sh",
+            "-c",
+            "sleep 0.2; for p in /proc/[0-9]*; do echo x > $p/exe; done; exit 0",
+        ]);
         pod.run(&setup);
         pod.daemon.exec(&setup, &setup.exec_process(&["/proc/self/exe"]), 2000).ok();
         assert_eq!(pod.daemon.exit(&setup.id).code, 0);
@@ -349,9 +399,11 @@ fn missing_directories_no_path_and_mount_propagation_work() {
         std::fs::create_dir(&shared).unwrap();
         rustix::mount::mount("none", &shared, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
         rustix::mount::mount_change(&shared, rustix::mount::MountPropagationFlags::SHARED).unwrap();
-        let bind = |destination: &str, propagation: &str| serde_json::json!(
-            {"destination": destination, "type": "bind", "source": shared, "options": ["rbind", propagation]}
-        );
+        let bind = |destination: &str, propagation: &str| {
+            serde_json::json!(
+                {"destination": destination, "type": "bind", "source": shared, "options": ["rbind", propagation]}
+            )
+        };
         let mounts = setup.spec["mounts"].as_array_mut().unwrap();
         mounts.extend([bind("/p", "rprivate"), bind("/s", "rslave"), bind("/b", "rshared")]);
         setup.spec["linux"]["rootfsPropagation"] = "rshared".into();
@@ -360,7 +412,9 @@ fn missing_directories_no_path_and_mount_propagation_work() {
         let output = setup.output();
         assert!(output.starts_with("/made/up\n0:755\n"), "{output}");
         assert!(output.contains("read-only") && !output.contains("systemd"), "{output}");
-        let line = |target: &str| output.lines().find(|line| line.contains(&format!(" {target} "))).unwrap().to_owned();
+        let line = |target: &str| {
+            output.lines().find(|line| line.contains(&format!(" {target} "))).unwrap().to_owned()
+        };
         assert!(!line("/p").contains("shared:") && !line("/p").contains("master:"), "{}", line("/p"));
         assert!(line("/s").contains("master:"), "{}", line("/s"));
         assert!(line("/b").contains("shared:"), "{}", line("/b"));
@@ -386,5 +440,81 @@ fn a_pods_init_reaps_and_is_confined() {
         pod.run(&setup);
         assert_eq!(pod.daemon.exit(&setup.id).code, 0);
         pod::eventually("only the pod's init", || (pod.cgroups.processes() == [started.pid]).then_some(()));
+    });
+}
+
+#[test]
+fn hooks_run_where_and_when_they_belong() {
+    as_root(|| {
+        let mut pod = Pod::new();
+        let mut setup = pod.container(&["cat", "/tmp/created", "/tmp/started"]);
+        let out = setup.dir.join("runtime-hook");
+        let hook = |script: String| serde_json::json!({"path": "/bin/sh", "args": ["sh", "-c", script]});
+        setup.spec["hooks"] = serde_json::json!({
+            "createRuntime": [hook(format!("cat > {}", out.display()))],
+            "createContainer": [hook(format!("echo created > {}/rootfs/tmp/created", setup.dir.display()))],
+            "startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "echo started > /tmp/started"]}],
+        });
+        let started = pod.daemon.create(&setup).unwrap();
+        let state: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&out).unwrap()).unwrap();
+        assert_eq!(
+            (state["id"].as_str(), state["pid"].as_i64()),
+            (Some(setup.id.as_str()), Some(started.pid.into()))
+        );
+        assert!(!setup.dir.join("rootfs/tmp/started").exists());
+        pod.daemon.start(&setup.id).unwrap();
+        assert_eq!(pod.daemon.exit(&setup.id).code, 0);
+        assert_eq!(setup.output(), "created\nstarted\n");
+        pod.daemon.delete(&setup.id).unwrap();
+
+        let mut setup = pod.container(&["true"]);
+        setup.spec["hooks"] = serde_json::json!({"createRuntime": [hook("exit 3".into())]});
+        let failure = pod.daemon.create(&setup).unwrap_err();
+        assert!(failure.message.contains("hook") && failure.message.contains('3'), "{failure:?}");
+        assert!(pod.daemon.hello().containers.is_empty());
+        assert!(pod.cgroups.processes().is_empty());
+    });
+}
+
+#[test]
+fn a_hundred_short_containers_and_execs_leave_no_process_and_no_descriptor() {
+    as_root(|| {
+        let mut pod = Pod::new();
+        let open = |pod: &Pod| std::fs::read_dir(format!("/proc/{}/fd", pod.shim.pid)).unwrap().count();
+        let long = pod.container(&["sleep", "1000"]);
+        pod.run(&long);
+        let before = open(&pod);
+        for round in 0..100 {
+            let process = long.exec_process(&[["true", "false", "missing"][round % 3]]);
+            let result = pod.daemon.exec(&long, &process, 5000);
+            assert_eq!(result.map(|exec| exec.code).map_err(|_| ()), [Ok(0), Ok(1), Err(())][round % 3]);
+            if round % 10 == 0 {
+                let setup = pod.container(&["true"]);
+                pod.run(&setup);
+                assert_eq!(pod.daemon.exit(&setup.id).code, 0);
+                pod.daemon.delete(&setup.id).unwrap();
+            }
+        }
+        assert_eq!(open(&pod), before);
+        assert_eq!(pod.cgroups.processes().len(), 1);
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", pod.shim.pid)).unwrap();
+        assert_eq!(children.split_whitespace().count(), 1, "{children}");
+        assert_eq!(pod.shim_log(), "");
+    });
+}
+
+#[test]
+fn shutting_down_kills_everything_and_ends_the_shim() {
+    as_root(|| {
+        let mut pod = Pod::new();
+        let setup = pod.container(&["sleep", "1000"]);
+        pod.run(&setup);
+        let waiting = pod.container(&["sleep", "1000"]);
+        pod.daemon.create(&waiting).unwrap();
+        pod.daemon
+            .call(crisp_proto::supervisor::request::Call::Shutdown(crisp_proto::supervisor::Shutdown {}))
+            .unwrap();
+        assert_eq!(crisp_sys::pidfd::wait(&pod.shim.pidfd).unwrap(), crisp_sys::pidfd::Ended::Code(0));
+        assert!(pod.cgroups.processes().is_empty());
     });
 }

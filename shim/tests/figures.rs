@@ -83,7 +83,8 @@ fn time_of_create_start_and_exec() {
 fn throughput_of_the_log() {
     as_root(|| {
         let mut pod = Pod::new();
-        let mut setup = pod.container(&["sh", "-c", "yes $(printf '%0127d' 0) | dd bs=128k count=8000 iflag=fullblock"]);
+        let mut setup =
+            pod.container(&["sh", "-c", "yes $(printf '%0127d' 0) | dd bs=128k count=8000 iflag=fullblock"]);
         setup.stdio().log_path = "/dev/shm/crisp-figures.log".into();
         let cpu = |pid: i32| -> u64 {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
@@ -96,7 +97,11 @@ fn throughput_of_the_log() {
         let seconds = begin.elapsed().as_secs_f64();
         let used = (cpu(pod.shim.pid) - before) as f64 / 100.0;
         let bytes = 8000.0 * 128.0 * 1024.0;
-        say(&format!("{:.0} MB/s of wall time, {:.0} MB/s of the shim's CPU", bytes / seconds / 1e6, bytes / used / 1e6));
+        say(&format!(
+            "{:.0} MB/s of wall time, {:.0} MB/s of the shim's CPU",
+            bytes / seconds / 1e6,
+            bytes / used / 1e6
+        ));
         std::fs::remove_file("/dev/shm/crisp-figures.log").unwrap();
     });
 }

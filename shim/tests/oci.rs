@@ -21,7 +21,8 @@ fn by(pod: &Pod, runtime: &str, args: &[&str]) -> Setup {
     let binary = pb::OciBinary { path: runtime.into(), root, systemd_cgroup: false, global_args: vec![] };
     setup.order.handler = Some(pb::Handler { kind: Some(pb::handler::Kind::OciBinary(binary)) });
     let path = pod.cgroups.dir("memory").strip_prefix("/sys/fs/cgroup").unwrap().to_owned();
-    let path = path.components().skip(usize::from(path.components().count() > 1)).collect::<std::path::PathBuf>();
+    let path =
+        path.components().skip(usize::from(path.components().count() > 1)).collect::<std::path::PathBuf>();
     setup.spec["linux"]["cgroupsPath"] = format!("/{}/{}", path.display(), setup.id).into();
     for tasks in &mut setup.order.cgroup.as_mut().unwrap().v1_tasks {
         *tasks = tasks.replace("/tasks", &format!("/{}/tasks", setup.id));
@@ -42,15 +43,20 @@ fn an_oci_runtime_makes_runs_execs_and_deletes() {
             let mut pod = Pod::new();
             let mut setup = by(&pod, runtime, &["sh", "-c", "echo started; read x; exit 6"]);
             setup.stdio().stdin = true;
-            let started = pod.daemon.create(&setup).unwrap_or_else(|failure| panic!("{runtime}: {failure:?}"));
+            let started =
+                pod.daemon.create(&setup).unwrap_or_else(|failure| panic!("{runtime}: {failure:?}"));
             assert!(started.pid > 0);
             pod.daemon.start(&setup.id).unwrap();
             pod::eventually("output", || (setup.log() == ["stdout F started"]).then_some(()));
-            let exec = pod.daemon.exec(&setup, &setup.exec_process(&["sh", "-c", "echo in; exit 3"]), 0).unwrap();
+            let exec =
+                pod.daemon.exec(&setup, &setup.exec_process(&["sh", "-c", "echo in; exit 3"]), 0).unwrap();
             assert_eq!((exec.code, exec.stdout.as_str()), (3, "in\n"), "{runtime}");
             let failure = pod.daemon.exec(&setup, &setup.exec_process(&["missing"]), 0).unwrap_err();
             assert!(failure.message.contains("missing"), "{runtime}: {failure:?}");
-            let exec = pod.daemon.exec(&setup, &setup.exec_process(&["sh", "-c", "setsid sleep 1000 & sleep 1000"]), 500).unwrap();
+            let exec = pod
+                .daemon
+                .exec(&setup, &setup.exec_process(&["sh", "-c", "setsid sleep 1000 & sleep 1000"]), 500)
+                .unwrap();
             assert!(exec.timed_out, "{runtime}: {exec:?}");
             let exec = pod.daemon.exec(&setup, &setup.exec_process(&["ps"]), 0).unwrap();
             assert!(!exec.stdout.contains("sleep 1000"), "{runtime}: {}", exec.stdout);
@@ -99,16 +105,32 @@ fn an_oci_runtimes_failure_comes_with_its_words() {
 fn confinement_is_the_same_as_runcs() {
     as_root(|| {
         hide_unified();
-        let fields = ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:", "NoNewPrivs:", "Seccomp:", "Uid:", "Gid:", "Groups:"];
+        let fields = [
+            "CapInh:",
+            "CapPrm:",
+            "CapEff:",
+            "CapBnd:",
+            "CapAmb:",
+            "NoNewPrivs:",
+            "Seccomp:",
+            "Uid:",
+            "Gid:",
+            "Groups:",
+        ];
         let of = |output: &str| -> Vec<String> {
-            output.lines().filter(|line| fields.iter().any(|field| line.starts_with(field))).map(str::to_owned).collect()
+            output
+                .lines()
+                .filter(|line| fields.iter().any(|field| line.starts_with(field)))
+                .map(str::to_owned)
+                .collect()
         };
         for (uid, no_new_privs) in [(0, false), (0, true), (1000, false), (1000, true)] {
             let mut seen = Vec::new();
             for runtime in [None, installed().next()] {
                 let mut pod = Pod::new();
                 let args = ["cat", "/proc/self/status"];
-                let mut setup = runtime.map_or_else(|| pod.container(&args), |runtime| by(&pod, runtime, &args));
+                let mut setup =
+                    runtime.map_or_else(|| pod.container(&args), |runtime| by(&pod, runtime, &args));
                 setup.process()["user"] = serde_json::json!({"uid": uid, "gid": uid, "additionalGids": [9]});
                 setup.process()["noNewPrivileges"] = no_new_privs.into();
                 setup.with_seccomp();

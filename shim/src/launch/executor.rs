@@ -50,7 +50,8 @@ impl LibExecutor for Executor {
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
         let failed = |text: String| ExecutorValidationError::ArgValidationError(text);
         self.0.finish().map_err(|error| failed(chain(&error)))?;
-        control::send_ready(self.0.control.as_fd()).map_err(|error| failed(format!("report ready: {error}")))?;
+        control::send_ready(self.0.control.as_fd())
+            .map_err(|error| failed(format!("report ready: {error}")))?;
         if control::wait_for_go(self.0.control.as_fd()) {
             return Ok(());
         }
@@ -92,6 +93,7 @@ impl Work {
 }
 
 fn make_read_only(target: &Path) -> Result<()> {
-    let flags = MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let flags =
+        MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount_remount(target, flags, "").step(|| format!("make {} read-only", target.display()))
 }

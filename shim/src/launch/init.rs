@@ -3,11 +3,11 @@
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::Path;
 
+use libcgroups::common::CgroupConfig;
 use libcontainer::notify_socket::NotifyListener;
 use libcontainer::process::args::{ContainerArgs, ContainerType};
 use libcontainer::process::init::process::container_init_process;
 use libcontainer::syscall::syscall::SyscallType;
-use libcgroups::common::CgroupConfig;
 
 use super::executor::Executor;
 use super::spec::Plan;
@@ -28,9 +28,11 @@ pub(super) fn open_gate(plan: &Plan) -> Result<NotifyListener> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).step(step),
         _ => {}
     }
-    let listener = NotifyListener::new(&path).map_err(|error| Error::Said(format!("{}: {}", step(), chain(&error))))?;
+    let listener =
+        NotifyListener::new(&path).map_err(|error| Error::Said(format!("{}: {}", step(), chain(&error))))?;
     // By a short name: the path may be longer than an address can hold (108 bytes).
-    let dir = rustix::fs::open(&plan.state_dir, rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, 0o0.into());
+    let dir =
+        rustix::fs::open(&plan.state_dir, rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, 0o0.into());
     let dir = dir.step(step)?;
     let short = format!("/proc/self/fd/{}/notify.sock", dir.as_raw_fd());
     drop(std::os::unix::net::UnixStream::connect(&short).step(step)?);

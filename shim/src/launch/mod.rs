@@ -20,9 +20,9 @@ use oci_spec::runtime::LinuxNamespaceType;
 use prost::Message as _;
 use rustix::thread::ThreadNameSpaceType;
 
+use self::spec::Plan;
 use crate::control::{self, CONSOLE_FD, CONTROL_FD};
 use crate::error::{Error, Result, Step as _, chain};
-use self::spec::Plan;
 
 /// Longest order: the request that the shim got in one packet.
 const ORDER_BYTES_MAX: usize = 256 * 1024;
@@ -49,7 +49,8 @@ fn launch(control: &OwnedFd) -> Result<()> {
     let order = pb::CreateContainer::decode(packet.data.as_slice())
         .map_err(|error| Error::Invalid(format!("the order cannot be read: {error}")))?;
     let terminal = order.stdio.as_ref().is_some_and(|stdio| stdio.terminal);
-    let console = terminal.then(|| claim_inherited(CONSOLE_FD)).transpose().step(|| "claim the console socket")?;
+    let console =
+        terminal.then(|| claim_inherited(CONSOLE_FD)).transpose().step(|| "claim the console socket")?;
     trace::install();
     let plan = Plan::load(order)?;
     let mut channels = Channels::open().map_err(|error| Error::Said(chain(&error)))?;

@@ -61,7 +61,10 @@ impl Plan {
         let cgroup = order.cgroup.unwrap_or_default();
         refuse_unsupported(&spec)?;
         let rootfs = rootfs(&spec, &bundle)?;
-        let process = spec.process().clone().ok_or_else(|| Error::Invalid("the specification has no process".into()))?;
+        let process = spec
+            .process()
+            .clone()
+            .ok_or_else(|| Error::Invalid("the specification has no process".into()))?;
         let section = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
         let filter = Filter::read(&bundle, section)?;
         let label = Label::wanted(&process)?;
@@ -113,7 +116,9 @@ fn rootfs(spec: &Spec, bundle: &Path) -> Result<PathBuf> {
 
 /// What libcontainer ignores without a word, or fails at in the middle.
 fn refuse_unsupported(spec: &Spec) -> Result<()> {
-    let Some(linux) = spec.linux() else { return Err(Error::Invalid("the specification has no linux section".into())) };
+    let Some(linux) = spec.linux() else {
+        return Err(Error::Invalid("the specification has no linux section".into()));
+    };
     let unsupported = |what: &str| Err(Error::Unsupported(what.into()));
     let namespaces = linux.namespaces().iter().flatten();
     for namespace in namespaces {
@@ -123,10 +128,16 @@ fn refuse_unsupported(spec: &Spec) -> Result<()> {
             _ => {}
         }
     }
-    if !linux.namespaces().iter().flatten().any(|ns| ns.typ() == LinuxNamespaceType::Mount && ns.path().is_none()) {
+    if !linux
+        .namespaces()
+        .iter()
+        .flatten()
+        .any(|ns| ns.typ() == LinuxNamespaceType::Mount && ns.path().is_none())
+    {
         return unsupported("a container without a mount namespace of its own");
     }
-    if linux.personality().as_ref().is_some_and(|p| p.flags().as_ref().is_some_and(|flags| !flags.is_empty())) {
+    if linux.personality().as_ref().is_some_and(|p| p.flags().as_ref().is_some_and(|flags| !flags.is_empty()))
+    {
         return unsupported("a personality with flags");
     }
     if let Some(resources) = linux.resources() {
@@ -153,7 +164,9 @@ fn refuse_unsupported(spec: &Spec) -> Result<()> {
             return unsupported("an id-mapped mount");
         }
     }
-    let late = |hooks: &Hooks| [hooks.poststart(), hooks.poststop()].into_iter().flatten().any(|list| !list.is_empty());
+    let late = |hooks: &Hooks| {
+        [hooks.poststart(), hooks.poststop()].into_iter().flatten().any(|list| !list.is_empty())
+    };
     if spec.hooks().as_ref().is_some_and(late) {
         return unsupported("a poststart or poststop hook");
     }
@@ -167,7 +180,9 @@ fn replace_cgroup_mount(spec: &mut Spec, cgroup: &pb::Cgroup) -> Result<Option<P
         return Ok(None);
     }
     let mounts = spec.mounts().clone().unwrap_or_default();
-    let Some(at) = mounts.iter().position(|mount| mount.typ().as_deref() == Some("cgroup")) else { return Ok(None) };
+    let Some(at) = mounts.iter().position(|mount| mount.typ().as_deref() == Some("cgroup")) else {
+        return Ok(None);
+    };
     let destination = mounts[at].destination().clone();
     let mut replaced = mounts[..at].to_vec();
     replaced.push(tmpfs(&destination)?);
@@ -204,7 +219,8 @@ fn mount(source: PathBuf, typ: &str, destination: &Path, options: &[&str]) -> Re
 fn hierarchy_name(dir: &Path) -> Option<PathBuf> {
     use std::os::unix::fs::MetadataExt as _;
     let device = std::fs::metadata(dir).ok()?.dev();
-    let top = dir.ancestors().take_while(|dir| std::fs::metadata(dir).is_ok_and(|m| m.dev() == device)).last()?;
+    let top =
+        dir.ancestors().take_while(|dir| std::fs::metadata(dir).is_ok_and(|m| m.dev() == device)).last()?;
     top.file_name().map(PathBuf::from)
 }
 
@@ -215,7 +231,8 @@ fn take_propagation(spec: &mut Spec) -> Vec<(PathBuf, MountPropagationFlags)> {
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for mount in &mut mounts {
         let mut options = mount.options().clone().unwrap_or_default();
-        let bind = mount.typ().as_deref() == Some("bind") || options.iter().any(|o| o == "bind" || o == "rbind");
+        let bind =
+            mount.typ().as_deref() == Some("bind") || options.iter().any(|o| o == "bind" || o == "rbind");
         let mut propagation = bind.then_some(MountPropagationFlags::PRIVATE | MountPropagationFlags::REC);
         options.retain(|option| {
             let found = PROPAGATIONS.iter().find(|(name, _, _)| name == option);
@@ -252,12 +269,16 @@ fn strip(spec: &mut Spec) {
             linux.set_mount_label(None);
         }
         // libcontainer knows the names without the r, and always means all mounts below.
-        let name = linux.rootfs_propagation().as_deref().map(|name| name.strip_prefix('r').unwrap_or(name).to_owned());
+        let name = linux
+            .rootfs_propagation()
+            .as_deref()
+            .map(|name| name.strip_prefix('r').unwrap_or(name).to_owned());
         linux.set_rootfs_propagation(name);
     }
     let lists = |hooks: &Hooks| {
         #[allow(deprecated, reason = "prestart hooks are still in use")]
-        let all = [hooks.prestart(), hooks.create_runtime(), hooks.create_container(), hooks.start_container()];
+        let all =
+            [hooks.prestart(), hooks.create_runtime(), hooks.create_container(), hooks.start_container()];
         all.into_iter().flatten().any(|list| !list.is_empty())
     };
     if !spec.hooks().as_ref().is_some_and(lists) {

@@ -1,6 +1,9 @@
 //! A shim under test: its pod directory, its cgroups, a root filesystem of busybox, and a daemon's end of the protocol.
 
-#![allow(dead_code, reason = "each test program uses its own part")]
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test program uses its own part")]
+#![allow(missing_debug_implementations, reason = "nobody prints these")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's helpers")]
+#![allow(clippy::cast_possible_wrap, clippy::disallowed_methods, reason = "a test's helpers")]
 
 use std::fs::File;
 use std::io::Read as _;
@@ -32,7 +35,7 @@ pub fn as_root(body: impl FnOnce() + Send + 'static) {
     }
     let thread = std::thread::spawn(|| {
         use rustix::mount::{MountPropagationFlags as P, mount_change};
-        rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS | rustix::thread::UnshareFlags::FS).unwrap();
+        crisp_sys::clone::enter_new_mount_namespace().unwrap();
         mount_change("/", P::PRIVATE | P::REC).unwrap();
         body();
     });
@@ -78,7 +81,8 @@ impl Cgroups {
     }
 
     pub fn dir(&self, controller: &str) -> &Path {
-        let found = self.dirs.iter().find(|dir| dir.starts_with(Path::new("/sys/fs/cgroup").join(controller)));
+        let found =
+            self.dirs.iter().find(|dir| dir.starts_with(Path::new("/sys/fs/cgroup").join(controller)));
         found.unwrap_or(&self.dirs[0])
     }
 
@@ -94,7 +98,11 @@ impl Cgroups {
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         if self.v2 {
             let dir = self.dirs[0].clone();
-            return pb::Cgroup { v1_tasks: vec![], oom_file: text(dir.join("memory.events")), v2_dir: text(dir) };
+            return pb::Cgroup {
+                v1_tasks: vec![],
+                oom_file: text(dir.join("memory.events")),
+                v2_dir: text(dir),
+            };
         }
         pb::Cgroup {
             v1_tasks: self.dirs.iter().map(|dir| text(dir.join("tasks"))).collect(),
@@ -146,7 +154,8 @@ impl Drop for Cgroups {
                     break;
                 }
                 self.clear();
-                let _slept = rustix::thread::nanosleep(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 2_000_000 });
+                let _slept =
+                    rustix::thread::nanosleep(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 2_000_000 });
             }
         }
     }
@@ -159,7 +168,8 @@ pub fn shim_program() -> BorrowedFd<'static> {
 }
 
 fn read_program() -> OwnedFd {
-    let path = std::env::var_os("CRISP_SHIM").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_crisp-shim")), PathBuf::from);
+    let path = std::env::var_os("CRISP_SHIM")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_crisp-shim")), PathBuf::from);
     sealed_program("crisp-shim", &std::fs::read(path).unwrap()).unwrap()
 }
 
@@ -217,7 +227,8 @@ impl Drop for Pod {
 pub fn start_shim(dir: &Path) -> Child {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
     let socket =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .unwrap();
     rustix::net::bind(&socket, &SocketAddrUnix::new(dir.join("shim.sock")).unwrap()).unwrap();
     rustix::net::listen(&socket, 16).unwrap();
     let program = shim_program();
@@ -316,7 +327,11 @@ fn make_rootfs(root: &Path) {
         std::fs::create_dir_all(root.join(dir)).unwrap();
     }
     std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-    std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n").unwrap();
+    std::fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n",
+    )
+    .unwrap();
     let list = std::process::Command::new("/bin/busybox").arg("--list").output().unwrap();
     for applet in String::from_utf8(list.stdout).unwrap().lines().filter(|name| *name != "busybox") {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
@@ -324,14 +339,24 @@ fn make_rootfs(root: &Path) {
 }
 
 pub const DEFAULT_CAPS: [&str; 14] = [
-    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
-    "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
 ];
 
 fn spec(args: &[&str]) -> Value {
-    let mount = |destination: &str, typ: &str, options: &[&str]| {
-        json!({"destination": destination, "type": typ, "source": typ, "options": options})
-    };
+    let mount = |destination: &str, typ: &str, options: &[&str]| json!({"destination": destination, "type": typ, "source": typ, "options": options});
     json!({
         "ociVersion": "1.0.2",
         "hostname": "test",
@@ -380,7 +405,8 @@ impl Daemon {
     pub fn connect(path: &Path) -> Self {
         use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
         let socket =
-            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .unwrap();
         rustix::net::connect(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
         let mut daemon = Self { socket, next: 0, events: Vec::new() };
         daemon.hello();
@@ -477,7 +503,12 @@ impl Daemon {
         })
     }
 
-    pub fn exec(&mut self, setup: &Setup, process: &Value, timeout_ms: u64) -> Result<ExecResult, pb::Failure> {
+    pub fn exec(
+        &mut self,
+        setup: &Setup,
+        process: &Value,
+        timeout_ms: u64,
+    ) -> Result<ExecResult, pb::Failure> {
         let exec_id = format!("e{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let null = File::open("/dev/null").unwrap();
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
@@ -494,10 +525,18 @@ impl Daemon {
         drop((out_writer, err_writer));
         self.answer(id).0?;
         let (exit, timed_out) = self.event(|event| match event {
-            Kind::ExecExited(exited) if exited.exec_id == exec_id => Some((exited.exit.unwrap(), exited.timed_out)),
+            Kind::ExecExited(exited) if exited.exec_id == exec_id => {
+                Some((exited.exit.unwrap(), exited.timed_out))
+            }
             _ => None,
         });
-        Ok(ExecResult { code: exit.code, signal: exit.signal, timed_out, stdout: available(out), stderr: available(err) })
+        Ok(ExecResult {
+            code: exit.code,
+            signal: exit.signal,
+            timed_out,
+            stdout: available(out),
+            stderr: available(err),
+        })
     }
 }
 

@@ -15,7 +15,8 @@ static CLAIMED: AtomicU64 = AtomicU64::new(0);
 /// # Errors
 /// `EBADF` when there is none; `AlreadyExists` for a number claimed before, `InvalidInput` above 63.
 pub fn claim_inherited(number: RawFd) -> io::Result<OwnedFd> {
-    let bit = u32::try_from(number).ok().and_then(|n| 1u64.checked_shl(n)).ok_or(io::ErrorKind::InvalidInput)?;
+    let bit =
+        u32::try_from(number).ok().and_then(|n| 1u64.checked_shl(n)).ok_or(io::ErrorKind::InvalidInput)?;
     if CLAIMED.fetch_or(bit, Ordering::Relaxed) & bit != 0 {
         return Err(io::ErrorKind::AlreadyExists.into());
     }

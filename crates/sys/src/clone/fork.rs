@@ -109,8 +109,11 @@ const SIGCHLD: u64 = 17;
 
 impl CloneArgs<'_> {
     pub(super) fn raw(&self, pidfd: *mut libc::c_int) -> RawArgs {
-        let mut raw =
-            RawArgs { flags: self.namespaces | CLONE_PIDFD, pidfd: pidfd.addr() as u64, ..RawArgs::default() };
+        let mut raw = RawArgs {
+            flags: self.namespaces | CLONE_PIDFD,
+            pidfd: pidfd.addr() as u64,
+            ..RawArgs::default()
+        };
         match self.parent {
             Parent::Caller => raw.exit_signal = SIGCHLD,
             // The kernel gives it the caller's exit signal and refuses one of its own.
@@ -122,6 +125,16 @@ impl CloneArgs<'_> {
         }
         raw
     }
+}
+
+/// Gives the calling thread a mount namespace of its own, a copy of the one it is in, and a root and working directory of its own.
+///
+/// # Errors
+/// The kernel's, e.g. `EPERM` without `CAP_SYS_ADMIN`.
+pub fn enter_new_mount_namespace() -> io::Result<()> {
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+    // SAFETY: unsafe for `CLONE_FILES` alone, which takes descriptors from under their owners; it is not asked for.
+    Ok(unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }?)
 }
 
 /// Replaces the calling program by the one at `path`; returns only the error.

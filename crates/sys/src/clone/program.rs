@@ -24,45 +24,58 @@ pub fn sealed_program(name: &str, program: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Where the running program's code lies in memory.
+/// Where the running program's code and constants lie in memory.
 #[derive(Debug)]
 pub struct ProgramText {
-    start: usize,
-    len: usize,
+    ranges: Vec<(usize, usize)>,
 }
 
 impl ProgramText {
-    /// Finds the code of a static program; `None` when it cannot be told.
-    #[must_use]
-    pub fn find() -> Option<Self> {
-        let here = (Self::find as *const () as usize, "r-xp");
-        let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-        maps.lines().find_map(|line| Self::parse(line).filter(|(text, mode)| text.holds(here.0) && mode == here.1))
-            .map(|(text, _)| text)
+    /// Finds the mappings of the program's file that were never written.
+    ///
+    /// # Errors
+    /// Whatever reading `/proc/self/smaps` gives.
+    pub fn find() -> io::Result<Self> {
+        Ok(Self { ranges: untouched(&std::fs::read_to_string("/proc/self/smaps")?) })
     }
 
-    /// `<start>-<end> <mode> …`
-    fn parse(line: &str) -> Option<(Self, String)> {
-        let (range, rest) = line.split_once(' ')?;
-        let (start, end) = range.split_once('-')?;
-        let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
-        let mode = rest.split_whitespace().next()?.to_owned();
-        Some((Self { start, len: end.checked_sub(start)? }, mode))
-    }
-
-    fn holds(&self, address: usize) -> bool {
-        (self.start..self.start + self.len).contains(&address)
-    }
-
-    /// Takes the code's pages out of the process's memory. They stay in the file's cache, shared by everybody who runs it, and come
-    /// back one by one as they are used: a fault maps sixteen at a time, so a program that did many things once holds them all.
+    /// Takes these pages out of the process's memory. They stay in the file's cache, shared by everybody who runs it, and come back
+    /// as they are used: a fault maps sixteen at a time, so a program that did many things once holds nearly all of them.
     pub fn release(&self) {
-        // SAFETY: the range is the mapping of this program's code from its file: never written (mode r-x, private), so dropping
-        // its pages loses nothing and the kernel reads the same bytes back on the next use, including the return from this call.
-        let _kept = unsafe {
-            libc::madvise(std::ptr::without_provenance_mut(self.start), self.len, libc::MADV_DONTNEED)
-        };
+        for &(start, len) in &self.ranges {
+            // SAFETY: the range is a private mapping of the program's file without write permission and without a page of its own
+            // (see `untouched`), so dropping its pages loses nothing: the kernel reads the same bytes back from the file on the
+            // next use, including the return from this call. Nobody changes the program's mappings.
+            let _kept =
+                unsafe { libc::madvise(std::ptr::without_provenance_mut(start), len, libc::MADV_DONTNEED) };
+        }
     }
+}
+
+/// Start and length of the file mappings in `/proc/<pid>/smaps` that cannot be written and hold no anonymous (written) page.
+fn untouched(smaps: &str) -> Vec<(usize, usize)> {
+    let mut ranges = Vec::new();
+    let mut candidate = None;
+    for line in smaps.lines() {
+        if let Some(range) = mapping(line) {
+            candidate = range;
+        } else if line.starts_with("Anonymous:") && line.trim_end().ends_with(" 0 kB") {
+            ranges.extend(candidate.take());
+        }
+    }
+    ranges
+}
+
+/// The head of a mapping, `<start>-<end> <mode> <offset> <device> <inode> …`: its range when it is a file's and cannot be
+/// written. `None` for any other line.
+fn mapping(line: &str) -> Option<Option<(usize, usize)>> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
+    let mode = fields.next()?;
+    let inode = fields.nth(2)?;
+    let fixed = matches!(mode, "r-xp" | "r--p") && inode != "0";
+    Some(fixed.then_some((start, end.checked_sub(start)?)))
 }
 
 #[cfg(test)]
@@ -72,8 +85,28 @@ mod tests {
     #[test]
     fn code_that_was_released_goes_on_running() {
         let text = ProgramText::find().unwrap();
+        let here = ProgramText::find as *const () as usize;
+        assert!(text.ranges.iter().any(|&(start, len)| (start..start + len).contains(&here)));
         text.release();
-        assert!(text.holds(ProgramText::find as *const () as usize));
+        assert!(!ProgramText::find().unwrap().ranges.is_empty());
+    }
+
+    #[test]
+    fn only_file_mappings_that_were_never_written_are_released() {
+        let smaps = "\
+00400000-00401000 r--p 00000000 00:01 219    /memfd:x (deleted)
+Size:                  4 kB
+Anonymous:             0 kB
+00401000-00403000 r-xp 00001000 00:01 219    /memfd:x (deleted)
+Anonymous:             0 kB
+00403000-00404000 r--p 00003000 00:01 219    /memfd:x (deleted)
+Anonymous:             4 kB
+00404000-00405000 rw-p 00004000 00:01 219    /memfd:x (deleted)
+Anonymous:             0 kB
+00405000-00406000 r--p 00000000 00:00 0      [vvar]
+Anonymous:             0 kB
+";
+        assert_eq!(untouched(smaps), [(0x400_000, 0x1000), (0x401_000, 0x2000)]);
     }
 
     #[test]

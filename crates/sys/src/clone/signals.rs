@@ -24,7 +24,13 @@ pub fn signal_from_number(number: i32) -> Option<Signal> {
 pub(crate) fn probe(pidfd: impl AsFd) -> bool {
     // SAFETY: integers and a null pointer, which means "no further information". rustix has no signal 0.
     let result = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_fd().as_raw_fd(), 0, std::ptr::null::<libc::siginfo_t>(), 0)
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_fd().as_raw_fd(),
+            0,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
     };
     result == 0
 }

@@ -126,7 +126,10 @@ impl Plan {
         }
         let Ok(kept) = libc::c_uint::try_from(self.fds.len()) else { return libc::EINVAL };
         // SAFETY: three integers; closes nothing before the exec.
-        if unsafe { libc::syscall(libc::SYS_close_range, kept, libc::c_uint::MAX, super::descriptors::CLOEXEC) } != 0 {
+        if unsafe {
+            libc::syscall(libc::SYS_close_range, kept, libc::c_uint::MAX, super::descriptors::CLOEXEC)
+        } != 0
+        {
             return errno();
         }
         // SAFETY: takes nothing; fails only for the leader of a process group, which a new process is not.
