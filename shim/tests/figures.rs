@@ -2,6 +2,8 @@
 //!
 //! `cargo test --profile shim --test figures -- --ignored --nocapture`
 
+#![allow(clippy::cast_precision_loss, reason = "figures for people")]
+
 mod pod;
 
 use std::io::Write as _;

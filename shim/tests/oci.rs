@@ -1,5 +1,7 @@
 //! Containers made by OCI runtime binaries, through the same protocol.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
 mod pod;
 
 use crisp_proto::supervisor as pb;

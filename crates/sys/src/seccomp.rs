@@ -42,7 +42,8 @@ impl Program {
     /// # Errors
     /// `EACCES` without either; `EINVAL` for a program that the kernel's checker refuses.
     pub fn load(&self, flags: u32) -> io::Result<()> {
-        let len = u16::try_from(self.instructions.len()).map_err(|_| io::ErrorKind::InvalidData)?;
+        let len =
+            u16::try_from(self.instructions.len()).map_err(|_out_of_range| io::ErrorKind::InvalidData)?;
         let program = libc::sock_fprog { len, filter: self.instructions.as_ptr().cast_mut() };
         // SAFETY: `program` and the instructions that it points to live until the call returns; the kernel copies and only
         // reads them (the pointer is `*mut` in the C type alone). There is no safe wrapper.
@@ -60,12 +61,7 @@ impl Program {
 
 fn instruction(bytes: &[u8; INSTRUCTION_BYTES]) -> libc::sock_filter {
     let [c0, c1, jt, jf, k0, k1, k2, k3] = *bytes;
-    libc::sock_filter {
-        code: u16::from_ne_bytes([c0, c1]),
-        jt,
-        jf,
-        k: u32::from_ne_bytes([k0, k1, k2, k3]),
-    }
+    libc::sock_filter { code: u16::from_ne_bytes([c0, c1]), jt, jf, k: u32::from_ne_bytes([k0, k1, k2, k3]) }
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ const V1_CONTROLLERS: [&str; 5] = ["memory", "freezer", "pids", "cpu", "devices"
 pub fn as_root(body: impl FnOnce() + Send + 'static) {
     if !rustix::process::geteuid().is_root() {
         use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), "not run: needs root");
+        let _nobody_reads = writeln!(std::io::stderr(), "not run: needs root");
         return;
     }
     let thread = std::thread::spawn(|| {
@@ -219,7 +219,7 @@ impl Drop for Pod {
         self.cgroups.clear();
         if std::thread::panicking() && !log.is_empty() {
             use std::io::Write as _;
-            let _ = writeln!(std::io::stderr(), "shim.log: {log}");
+            let _nobody_reads = writeln!(std::io::stderr(), "shim.log: {log}");
         }
     }
 }

@@ -62,7 +62,7 @@ pub fn dup_onto(fd: impl AsFd, number: RawFd) -> io::Result<()> {
 /// # Errors
 /// `ENOSYS`/`EINVAL` before Linux 5.11.
 pub fn close_on_exec_from(first: RawFd) -> io::Result<()> {
-    let first = libc::c_uint::try_from(first).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let first = libc::c_uint::try_from(first).map_err(|_out_of_range| io::ErrorKind::InvalidInput)?;
     // SAFETY: three integers; with this flag no descriptor is closed under its owner.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, CLOEXEC) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

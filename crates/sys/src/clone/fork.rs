@@ -46,7 +46,7 @@ impl SingleThreaded {
             // SAFETY: ends the process at once, without the parent's exit handlers.
             unsafe { libc::_exit(i32::from(code)) };
         }
-        let pid = i32::try_from(pid).map_err(|_| io::ErrorKind::InvalidData)?;
+        let pid = i32::try_from(pid).map_err(|_out_of_range| io::ErrorKind::InvalidData)?;
         // SAFETY: with CLONE_PIDFD, which is always set, the kernel put a new descriptor of ours there.
         Ok(Child { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
     }

@@ -44,7 +44,8 @@ impl Spawn<'_> {
         // The child's error comes back through a pipe that a successful exec closes.
         let (reader, low_writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         // Above all numbers that the child will overwrite.
-        let floor = libc::c_int::try_from(SPAWN_FDS_MAX).map_err(|_| io::ErrorKind::InvalidInput)? + 1;
+        let floor =
+            libc::c_int::try_from(SPAWN_FDS_MAX).map_err(|_out_of_range| io::ErrorKind::InvalidInput)? + 1;
         let writer = super::dup_above(&low_writer, floor)?;
         drop(low_writer);
         let program = super::dup_above(self.program, floor)?;
@@ -96,7 +97,7 @@ impl Plan {
         if pid < 0 {
             return Err(io::Error::last_os_error());
         }
-        let pid = i32::try_from(pid).map_err(|_| io::ErrorKind::InvalidData)?;
+        let pid = i32::try_from(pid).map_err(|_out_of_range| io::ErrorKind::InvalidData)?;
         // SAFETY: CLONE_PIDFD is always set: the kernel put a new descriptor of ours there.
         Ok(Child { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
     }
