@@ -4,6 +4,8 @@
 //! One thing of the table is left out on purpose: the option `debug_redact` of four fields of `AuthConfig`. The `protoc` 3.21
 //! of Debian 12 does not know it and would not compile the file. Our own types never print these fields.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
