@@ -125,7 +125,8 @@ async fn plain_pull(
     let request = cri::PullImageRequest { image, auth, sandbox_config: None };
     let answer =
         client.images.pull_image(request).await.map_err(CliError::rpc(format!("pull {reference}")))?;
-    ui.step("pull", &format!("{reference}  {}", bar.finish()))?;
+    drop(bar);
+    ui.step("pull", reference)?;
     let id = answer.into_inner().image_ref;
     Ok(vec![admin::ImageSummary { id, repo_tags: vec![reference.to_owned()], ..Default::default() }])
 }

@@ -40,13 +40,14 @@ impl Ui {
         } else {
             ProgressDrawTarget::hidden()
         };
-        let bar = ProgressBar::with_draw_target(None, target);
-        let template = "{prefix:6}  {msg}  {bar:24} {bytes}/{total_bytes} {binary_bytes_per_sec}";
+        // Built before it is drawn: it appears once there is something to fetch.
+        let mut bar = ProgressBar::with_draw_target(None, target)
+            .with_prefix("pull")
+            .with_message(reference.to_owned());
+        let template = "{prefix:6}  {wide_msg}  {bar:16}  {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}";
         if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
+            bar = bar.with_style(style);
         }
-        bar.set_prefix("pull");
-        bar.set_message(reference.to_owned());
         PullBar { ui: self, bar, layers: BTreeMap::new(), resolved: None, started: Instant::now() }
     }
 }
@@ -83,18 +84,17 @@ impl PullBar {
         self.bar.set_position(self.layers.values().sum());
     }
 
-    /// Removes the bar. What came, in words: `3 layers, 4.2 MB, in 1.2 s`.
+    /// Removes the bar. What came, in words: `3 layers, 4.2 MB, in 1.2 s`. Without news every layer was here.
     pub(crate) fn finish(self) -> String {
         self.bar.finish_and_clear();
         let took = output::took(Duration::from_millis(
             u64::try_from(self.started.elapsed().as_millis()).unwrap_or(0),
         ));
         match self.resolved {
-            Some(admin::ImageResolved { layers: 0, .. }) => format!("is complete, in {took}"),
-            Some(admin::ImageResolved { layers, bytes }) => {
+            Some(admin::ImageResolved { layers, bytes }) if layers > 0 => {
                 format!("{}, {}, in {took}", counted(layers), output::size(bytes))
             }
-            None => format!("in {took}"),
+            _ => format!("up to date, in {took}"),
         }
     }
 }
