@@ -138,7 +138,12 @@ impl Server {
 
     fn run(&mut self) -> Result<()> {
         loop {
-            let tokens = self.epoll.wait(self.next_wake()).step(|| "wait for events")?;
+            let timeout = self.next_wake();
+            if let (None, Some(text)) = (self.active, &self.text) {
+                // Right before the wait: what lies between here and there is all that comes back.
+                text.release();
+            }
+            let tokens = self.epoll.wait(timeout).step(|| "wait for events")?;
             if !tokens.is_empty() {
                 self.active = Some(Instant::now());
             }
@@ -320,10 +325,6 @@ impl Server {
         if self.active.is_some_and(|at| now >= at + IDLE) {
             self.active = None;
             self.scratch.release();
-            // Most of the program is not needed for waiting.
-            if let Some(text) = &self.text {
-                text.release();
-            }
         }
         if !self.may_still_claim() {
             self.unclaimed = VecDeque::new();
