@@ -72,7 +72,8 @@ fn prepare(
     let label = plan.label.as_ref().map(|label| label.open(process::open_proc()?)).transpose()?;
     let executor = Executor::new(plan, control.as_fd(), label)?;
     let container = plan.spec.hooks().is_some().then(|| plan.container()).transpose()?;
-    let args = ContainerArgs {
+    // Never dropped: libcontainer closes the listener's descriptor under its owner, whose own close could then hit another's.
+    let args = std::mem::ManuallyDrop::new(ContainerArgs {
         container_type: ContainerType::InitContainer,
         syscall: SyscallType::Linux,
         spec: plan.spec.clone(),
@@ -96,7 +97,7 @@ fn prepare(
         stderr: None,
         as_sibling: true,
         pid_file: None,
-    };
+    });
     container_init_process(&args, &mut channels.to_main, &mut channels.from_main).map_err(|error| {
         let text = chain(&error);
         Error::Said(match trace::first_error() {
