@@ -11,7 +11,6 @@ say "building Crisp (cargo build --release)"
 cargo build --release --locked
 PATH="$PWD/target/release:$PATH"
 
-image=$(sed -n 's/^ *image: *//p' examples/pod.yaml | head -n 1 | tr -d '"')
 if crisp ps >/dev/null 2>&1; then
     say "a daemon already serves /run/crisp/crisp.sock: it is used"
 else
@@ -26,15 +25,21 @@ else
     cat /run/crisp/ready
 fi
 
-if ! crisp image pull "$image"; then
+pod=examples/pod.yaml
+image=docker.io/library/busybox
+if crisp image pull $image:stable; then
+    # The example names the image that is made below.
+    pod=/run/crisp/example.yaml
+    sed "s|$image:local|$image:stable|" examples/pod.yaml >$pod
+else
     say "no registry can be reached for $image: an image is made of this machine's own busybox"
     packages /bin/busybox:busybox-static
-    busybox_image "$image" /run/crisp/busybox.tar
+    examples/busybox-image.sh /run/crisp/busybox.tar $image:local
     crisp image import /run/crisp/busybox.tar
     rm /run/crisp/busybox.tar
 fi
-say "running examples/pod.yaml: one container serves, the other fetches from it over localhost"
-crisp run examples/pod.yaml
+say "running $pod: one container serves, the other fetches from it over localhost"
+crisp run $pod
 
 say "the daemon goes on. What next:"
 echo "    crisp ps"

@@ -46,7 +46,7 @@ unit() {
 }
 tests=target/release/crictl-tests
 
-lines=0 stage build cargo build --release --locked -p crisp -p crictl-tests
+lines=0 stage build cargo build --release --locked -p crisp-runtime -p crictl-tests
 case $failed in *build*) die "the build failed" ;; esac
 lines=0 stage prepare $tests prepare
 [ "${1:-}" = quick ] || begin machine crictl-tests/vm/vmtest build

@@ -36,20 +36,3 @@ build_tools() {
         fi
     fi
 }
-
-# busybox_image NAME FILE: an image of this machine's static busybox, as `docker save` writes it.
-busybox_image() {
-    dir=$(mktemp -d)
-    mkdir -p "$dir/layer/bin" "$dir/layer/tmp"
-    cp "$(command -v busybox)" "$dir/layer/bin/busybox"
-    for applet in $(busybox --list); do
-        [ "$applet" = busybox ] || ln -s busybox "$dir/layer/bin/$applet"
-    done
-    tar -C "$dir/layer" -cf "$dir/layer.tar" .
-    case $(uname -m) in aarch64) arch=arm64 ;; *) arch=amd64 ;; esac
-    printf '{"architecture":"%s","os":"linux","config":{"Cmd":["sh"],"Env":["PATH=/bin"]},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' \
-        "$arch" "$(sha256sum "$dir/layer.tar" | cut -d ' ' -f 1)" >"$dir/config.json"
-    printf '[{"Config":"config.json","RepoTags":["%s"],"Layers":["layer.tar"]}]' "$1" >"$dir/manifest.json"
-    tar -C "$dir" -cf "$2" manifest.json config.json layer.tar
-    rm -r "$dir"
-}

@@ -13,8 +13,11 @@ use tonic::{Response, Status};
 
 /// 16 MiB, as kubelets have it.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// No call of a test takes this long unless the daemon hangs.
+const CALL_LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// A connection to a CRI socket, with the runtime that drives it.
+/// A connection to a CRI socket, with the runtime that drives it, between calls too: a server that ends waits for its
+/// clients to let go.
 #[derive(Debug)]
 pub struct Cri {
     tokio: tokio::runtime::Runtime,
@@ -27,7 +30,7 @@ impl Cri {
     /// # Errors
     /// When the runtime cannot be made.
     pub fn new(socket: &Path) -> Result<Self> {
-        let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let channel = tokio.block_on(async { channel(socket) })?;
         Ok(Self { tokio, channel })
     }
@@ -233,5 +236,6 @@ fn channel(socket: &Path) -> Result<Channel> {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }
     });
-    Ok(Endpoint::try_from("http://localhost")?.connect_with_connector_lazy(connect))
+    let endpoint = Endpoint::try_from("http://localhost")?.timeout(CALL_LIMIT);
+    Ok(endpoint.connect_with_connector_lazy(connect))
 }

@@ -138,7 +138,10 @@ fn network(found: &mut BTreeSet<String>) -> Result<()> {
         [("link", ["-o", "link"]), ("address", ["-o", "addr"]), ("route", ["route", "show"])]
     {
         for line in output(Command::new("ip").args(arguments))?.lines() {
-            found.insert(format!("{kind} {}", stable(kind, line)));
+            // The kernel gives and takes these of a bridge in its own time.
+            if !line.contains("inet6 fe80::") {
+                found.insert(format!("{kind} {}", stable(kind, line)));
+            }
         }
     }
     for line in output(Command::new("nft").args(["list", "ruleset"]))?.lines() {

@@ -31,8 +31,10 @@ pub const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 /// How a node differs from the usual one.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// No image is pulled and no pod run before the test.
+    /// No image is pulled and no container run before the test.
     pub bare: bool,
+    /// Not even a pod is run before the test.
+    pub cold: bool,
     /// The root folder is a file system of this many bytes.
     pub root_bytes: Option<u64>,
     /// A CNI configuration list put into the node's folder.
@@ -99,6 +101,11 @@ impl Node {
             pods: Cell::new(0),
         };
         node.start_daemon()?;
+        // The bridge, cgroups of the runtime: what is made once and stays must not count as left behind.
+        if !options.cold {
+            node.run(node.pod("warm-up"))?;
+            node.remove_all()?;
+        }
         if !options.bare {
             node.warm_up()?;
         }
@@ -106,13 +113,10 @@ impl Node {
         Ok(node)
     }
 
-    /// What is made once and stays (the bridge, cgroups of the runtime) must not count as left behind.
+    /// The same for containers.
     fn warm_up(&self) -> Result<()> {
         self.cri.pull(BUSYBOX).context("pull the first image")?;
-        let config = self.pod("warm-up");
-        let pod = self.cri.run_pod(&config, "").context("run the first pod")?;
-        let container = self.cri.create(&pod, &self.container("c", &["sleep", "1000"]), &config)?;
-        self.cri.start(&container)?;
+        let (_, container) = self.one("warm-up", &["sleep", "1000"])?;
         self.cri.exec(&container, &["true"])?;
         self.remove_all()
     }

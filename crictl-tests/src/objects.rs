@@ -17,6 +17,11 @@ pub struct Pod {
     pub config: cri::PodSandboxConfig,
 }
 
+/// As a kubelet asks by default: the pod's network and IPC, each container its own processes.
+fn usual_namespaces() -> cri::NamespaceOption {
+    cri::NamespaceOption { pid: cri::NamespaceMode::Container.into(), ..Default::default() }
+}
+
 /// One line of a container log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogLine {
@@ -46,7 +51,13 @@ impl Node {
             log_directory: self.dir().join("logs").join(uid).display().to_string(),
             labels: [("app".to_owned(), name.to_owned())].into(),
             annotations: [("example.org/note".to_owned(), "kept as it is".to_owned())].into(),
-            linux: Some(cri::LinuxPodSandboxConfig::default()),
+            linux: Some(cri::LinuxPodSandboxConfig {
+                security_context: Some(cri::LinuxSandboxSecurityContext {
+                    namespace_options: Some(usual_namespaces()),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
             ..Default::default()
         }
     }
@@ -60,7 +71,13 @@ impl Node {
             command: command.iter().map(|part| (*part).to_owned()).collect(),
             log_path: format!("{name}.log"),
             labels: [("container".to_owned(), name.to_owned())].into(),
-            linux: Some(cri::LinuxContainerConfig::default()),
+            linux: Some(cri::LinuxContainerConfig {
+                security_context: Some(cri::LinuxContainerSecurityContext {
+                    namespace_options: Some(usual_namespaces()),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
             ..Default::default()
         }
     }

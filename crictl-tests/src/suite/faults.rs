@@ -117,7 +117,7 @@ fn missing_and_malformed_fields(node: &mut Node, _: &mut Registry) -> Result<()>
     let mut config = node.container("absent", &["true"]);
     config.image.get_or_insert_default().image = "example.org/not/pulled:1".into();
     fails(node, "image", node.cri.create(&pod.id, &config, &pod.config), Code::NotFound)?;
-    for image in ["UPPER/case", "a b", "busybox:tag:tag", "busybox@sha256:12", ""] {
+    for image in ["example.org/UPPER/case", "a b", "busybox:tag:tag", "busybox@sha256:12", ""] {
         fails(node, image, node.cri.pull(image), Code::InvalidArgument)?;
     }
     node.remove_all()

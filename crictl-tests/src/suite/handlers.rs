@@ -13,7 +13,8 @@ tests![
     an_unknown_handler_is_refused
 ];
 
-fn walk(node: &Node, handler: &str) -> Result<()> {
+fn walk(node: &mut Node, handler: &str) -> Result<()> {
+    warm_up(node, handler)?;
     let pod = node.run_with(node.pod(handler), handler)?;
     same("handler", &node.cri.pod_status(&pod.id)?.runtime_handler.as_str(), &handler)?;
     let script = "echo started; trap 'echo ended; exit 6' TERM; while :; do sleep 0.05; done";
@@ -47,6 +48,15 @@ fn walk(node: &Node, handler: &str) -> Result<()> {
     same("exit code", &node.wait_exit(&failing)?.exit_code, &4)
 }
 
+/// The folder of the program's own state is made once.
+fn warm_up(node: &mut Node, handler: &str) -> Result<()> {
+    let pod = node.run_with(node.pod("warm-up"), handler)?;
+    let id = node.launch(&pod, &node.container("c", &["sleep", "1000"]))?;
+    node.exec(&id, &["true"])?;
+    node.remove_all()?;
+    node.rebase()
+}
+
 fn runc_runs_pods(node: &mut Node, _: &mut Registry) -> Result<()> {
     walk(node, "runc")
 }
@@ -56,6 +66,9 @@ fn crun_runs_pods(node: &mut Node, _: &mut Registry) -> Result<()> {
 }
 
 fn pods_of_different_handlers_side_by_side(node: &mut Node, _: &mut Registry) -> Result<()> {
+    for handler in ["runc", "crun"] {
+        warm_up(node, handler)?;
+    }
     for handler in ["crisp", "runc", "crun"] {
         let pod = node.run_with(node.pod(handler), handler)?;
         let id = node.launch(&pod, &node.container("c", &["sleep", "1000"]))?;

@@ -77,10 +77,10 @@ fn refused(node: &Node, image: &str) -> Result<tonic::Status> {
 
 fn a_digest_that_does_not_match_is_refused(node: &mut Node, registry: &mut Registry) -> Result<()> {
     let store = registry.store();
-    let (first, second) = (good_layer("first")?, good_layer("mismatch")?);
-    let image = publish(&store, "mismatch", &[first, second.clone()])?;
-    let path = store.blob_path(&crate::images::layer::digest(&second.bytes));
-    let mut bytes = second.bytes.clone();
+    let layer = good_layer("mismatch")?;
+    let image = publish(&store, "mismatch", std::slice::from_ref(&layer))?;
+    let path = store.blob_path(&crate::images::layer::digest(&layer.bytes));
+    let mut bytes = layer.bytes.clone();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 0x40;
     fs::write(path, bytes)?;
