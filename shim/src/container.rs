@@ -111,6 +111,8 @@ pub(crate) struct Container {
     pub(crate) phase: Phase,
     /// Until it was reaped.
     pub(crate) init: Option<Process>,
+    /// Init has said that it waits for its start.
+    pub(crate) ready: bool,
     /// How init ended, while its launcher still holds the control socket, whose end tells whether the program ran.
     pub(crate) ended: Option<Ended>,
     /// Until init has executed its program.

@@ -65,6 +65,7 @@ impl Server {
             order,
             phase: Phase::Creating { asker, failure: None, deadline: Instant::now() + CREATE_TIMEOUT },
             init: None,
+            ready: false,
             ended: None,
             control: None,
             console: None,
@@ -118,9 +119,19 @@ impl Server {
         match report {
             Report::Process { pid, pidfd } => {
                 container.init = Some(Process::new(pid, Some(pidfd)));
+                let failed = matches!(container.phase, Phase::Creating { failure: Some(_), .. });
                 self.claim(pid, Role::Init(key));
+                // Init runs beside its launcher, so its word may have come first.
+                if failed {
+                    self.kill_init(key);
+                } else {
+                    self.created_if_ready(key);
+                }
             }
-            Report::Ready => self.created(key),
+            Report::Ready => {
+                container.ready = true;
+                self.created_if_ready(key);
+            }
             Report::Failed(text) => {
                 let creating = matches!(container.phase, Phase::Creating { .. });
                 self.set_failure(key, text);
@@ -137,6 +148,13 @@ impl Server {
         let Some(container) = self.containers.get_mut(&key) else { return };
         if let Phase::Creating { failure, .. } | Phase::Starting { failure, .. } = &mut container.phase {
             failure.get_or_insert(text);
+        }
+    }
+
+    /// The creation is done when init waits for its start and the launcher has told which process it is.
+    fn created_if_ready(&mut self, key: u32) {
+        if self.containers.get(&key).is_some_and(|container| container.ready && container.init.is_some()) {
+            self.created(key);
         }
     }
 

@@ -143,7 +143,12 @@ impl Drop for Cgroups {
     fn drop(&mut self) {
         self.clear();
         let end = Instant::now() + LIMIT;
-        for dir in &self.dirs {
+        // An OCI runtime makes its cgroups in every hierarchy.
+        let name = self.dirs[0].file_name().unwrap();
+        let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+        let everywhere: Vec<_> =
+            hierarchies.map(|entry| entry.path().join(name)).filter(|dir| dir.exists()).collect();
+        for dir in self.dirs.iter().chain(&everywhere) {
             loop {
                 for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
                     if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
