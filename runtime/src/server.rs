@@ -23,6 +23,8 @@ use crate::recovery;
 
 /// Largest request and answer, bytes: what a kubelet takes.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// Threads that only parse, publish and wait; everything else goes to the blocking pool.
+const WORKER_THREADS: usize = 2;
 /// How long calls that are under way may still take after SIGTERM. Their work goes on in the records either way.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
@@ -51,13 +53,16 @@ fn log_to_stderr(directives: &str) {
 /// What keeps it from serving.
 pub(crate) fn serve(config: Config) -> Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
         .max_blocking_threads(config.limits.blocking_threads)
         .enable_all()
         .build()
-        .map_err(|error| startup("start the runtime's threads", error))?
-        .block_on(run(config))
+        .map_err(|error| startup("start the runtime's threads", error))?;
+    let served = runtime.block_on(run(config));
+    // Work that blocks for ever, a hung mount say, does not keep the daemon from ending.
+    runtime.shutdown_timeout(SHUTDOWN_GRACE);
+    served
 }
 
 async fn run(config: Config) -> Result<()> {

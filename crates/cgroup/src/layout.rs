@@ -54,6 +54,8 @@ pub(crate) struct Layout {
     pub(crate) version: Version,
     /// v2: exactly one.
     pub(crate) hierarchies: Vec<Hierarchy>,
+    /// The cgroup2 tree of a hybrid machine. We make nothing there, but OCI runtime programs do, so we remove there.
+    pub(crate) beside: Option<Hierarchy>,
     pub(crate) programs: ProgramCache,
 }
 
@@ -70,7 +72,9 @@ impl Cgroups {
         if is_cgroup2_unified_mode() {
             return Self::v2_at(Path::new(UNIFIED_MOUNTPOINT));
         }
-        Self::v1_at(v1_mounts(&mountinfo_self()))
+        let mounts = mountinfo_self();
+        let beside = v2_mount(&mounts).map(|mount| Hierarchy::open(mount, Vec::new())).transpose()?;
+        Self::new(Version::V1, open_all(v1_mounts(&mounts))?, beside)
     }
 
     /// A v1 layout of these trees: mount point and its controllers (a named tree has `name=…`).
@@ -78,9 +82,7 @@ impl Cgroups {
     /// # Errors
     /// [`CgroupError::NotMounted`] when there is none; [`CgroupError::Read`] when one cannot be opened.
     pub fn v1_at(mounts: Vec<(PathBuf, Vec<String>)>) -> Result<Self> {
-        let hierarchies: Vec<_> =
-            mounts.into_iter().map(|(mount, names)| Hierarchy::open(mount, names)).collect::<Result<_>>()?;
-        Self::new(Version::V1, hierarchies)
+        Self::new(Version::V1, open_all(mounts)?, None)
     }
 
     /// The v2 layout mounted at `mount`; its controllers are those of `cgroup.controllers` there.
@@ -97,14 +99,14 @@ impl Cgroups {
     /// # Errors
     /// [`CgroupError::Read`] when it cannot be opened.
     pub fn v2_with(mount: &Path, controllers: Vec<String>) -> Result<Self> {
-        Self::new(Version::V2, vec![Hierarchy::open(mount.to_owned(), controllers)?])
+        Self::new(Version::V2, vec![Hierarchy::open(mount.to_owned(), controllers)?], None)
     }
 
-    fn new(version: Version, hierarchies: Vec<Hierarchy>) -> Result<Self> {
+    fn new(version: Version, hierarchies: Vec<Hierarchy>, beside: Option<Hierarchy>) -> Result<Self> {
         if hierarchies.is_empty() {
             return Err(CgroupError::NotMounted);
         }
-        Ok(Self(Arc::new(Layout { version, hierarchies, programs: ProgramCache::default() })))
+        Ok(Self(Arc::new(Layout { version, hierarchies, beside, programs: ProgramCache::default() })))
     }
 
     /// v1 or v2.
@@ -130,6 +132,10 @@ impl Cgroups {
     }
 }
 
+fn open_all(mounts: Vec<(PathBuf, Vec<String>)>) -> Result<Vec<Hierarchy>> {
+    mounts.into_iter().map(|(mount, names)| Hierarchy::open(mount, names)).collect()
+}
+
 impl Layout {
     pub(crate) fn of(&self, controller: &str) -> Option<&Hierarchy> {
         self.hierarchies.iter().find(|hierarchy| hierarchy.has(controller))
@@ -153,6 +159,14 @@ fn v1_mounts(mounts: &[Mountinfo]) -> Vec<(PathBuf, Vec<String>)> {
         }
     }
     trees
+}
+
+/// The cgroup2 tree that a hybrid machine has beside the v1 ones.
+fn v2_mount(mounts: &[Mountinfo]) -> Option<PathBuf> {
+    let usual = |mount: &&Mountinfo| {
+        mount.fs_type.0 == "cgroup2" && mount.mount_point.starts_with(UNIFIED_MOUNTPOINT)
+    };
+    mounts.iter().find(usual).map(|mount| mount.mount_point.clone())
 }
 
 fn names_controller(option: &str) -> bool {

@@ -41,7 +41,7 @@ impl Cgroup {
     pub fn remove(&self) -> Result<()> {
         self.refuse_root()?;
         let mut patience = Patience::new(REMOVE_WAIT_MAX);
-        let trees = self.layout.hierarchies.iter();
+        let trees = self.layout.hierarchies.iter().chain(&self.layout.beside);
         // One that fails does not keep the others.
         let failed =
             trees.map(|hierarchy| remove_tree(&self.layout, hierarchy, self.path.relative(), &mut patience));

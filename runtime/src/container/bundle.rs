@@ -4,6 +4,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use crisp_image::Image;
+use crisp_proto::cri;
 use crisp_seccomp::{Profile, Target};
 use crisp_snapshot::Rootfs;
 use crisp_spec::{
@@ -99,13 +100,22 @@ fn write_spec(container: &Container, input: &ContainerInput) -> Result<()> {
 }
 
 /// Turns the requested modes into namespaces. All containers of a pod share its network, whatever they ask for.
+///
+/// What the sandbox says decides between the host's and a pinned one: a pinned file that is missing is an error of the start, never
+/// a way into the host's namespace.
 fn namespaces(pod: &Pod, config: &ContainerConfig, pod_init: Option<Process>) -> Result<Namespaces> {
-    let join = |path: PathBuf| if path.exists() { Namespace::Join(path) } else { Namespace::Host };
+    let sandbox = pod.namespaces();
+    let pinned = |mode: cri::NamespaceMode, path: PathBuf| match mode {
+        cri::NamespaceMode::Node => Namespace::Host,
+        cri::NamespaceMode::Pod | cri::NamespaceMode::Container | cri::NamespaceMode::Target => {
+            Namespace::Join(path)
+        }
+    };
     let requested = &config.security.namespaces;
     let ipc = match requested.ipc {
         NamespaceMode::Container => Namespace::New,
         NamespaceMode::Node => Namespace::Host,
-        NamespaceMode::Pod | NamespaceMode::Target => join(pod.dir.ipc()),
+        NamespaceMode::Pod | NamespaceMode::Target => pinned(sandbox.ipc(), pod.dir.ipc()),
     };
     let pid = match (requested.pid, pod_init) {
         (NamespaceMode::Container, _) => Namespace::New,
@@ -117,7 +127,10 @@ fn namespaces(pod: &Pod, config: &ContainerConfig, pod_init: Option<Process>) ->
             return Err(Error::Internal { what: "join a PID namespace", cause: "there is none".to_owned() });
         }
     };
-    Ok(Namespaces { network: join(pod.dir.net()), uts: join(pod.dir.uts()), ipc, pid })
+    let network = pinned(sandbox.network(), pod.dir.net());
+    // A pod on the host's network keeps the host's name.
+    let uts = pinned(sandbox.network(), pod.dir.uts());
+    Ok(Namespaces { network, uts, ipc, pid })
 }
 
 fn sandbox(pod: &Pod, config: &ContainerConfig, namespaces: Namespaces) -> SandboxFacts {
@@ -199,7 +212,9 @@ fn seccomp(daemon: &Daemon, container: &Container, config: &ContainerConfig) -> 
         SeccompRequest::Unset | SeccompRequest::Unconfined => return Ok(None),
         SeccompRequest::RuntimeDefault => &daemon.seccomp_default,
         SeccompRequest::Localhost(path) => {
-            loaded = Profile::load(path).doing("read the seccomp profile")?;
+            loaded = Profile::load(path).map_err(|error| {
+                Error::Invalid(format!("seccomp profile {}: {}", path.display(), crate::error::chain(&error)))
+            })?;
             &loaded
         }
     };

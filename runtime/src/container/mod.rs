@@ -97,7 +97,7 @@ pub(crate) struct Container {
     /// When the stop under way loses its patience; `None` until one begins.
     stop: Mutex<Option<channel::Sender<Instant>>>,
     /// Layers that must stay while the container exists.
-    _layers: crisp_image::LayerPin,
+    layers: Mutex<Option<crisp_image::LayerPin>>,
     claimed: AtomicBool,
 }
 
@@ -117,7 +117,7 @@ impl Container {
             writer: Mutex::new(()),
             ops: tokio::sync::Mutex::new(()),
             stop: Mutex::new(None),
-            _layers: layers,
+            layers: Mutex::new(Some(layers)),
             claimed: AtomicBool::new(false),
         }
     }
@@ -190,6 +190,11 @@ impl Container {
             | ContainerState::Starting
             | ContainerState::Exited { .. } => Err(self.wrong_state("running")),
         }
+    }
+
+    /// Lets the layers go, when the root filesystem is gone.
+    pub(crate) fn drop_layers(&self) {
+        drop(self.layers.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     pub(crate) fn claim(&self) {

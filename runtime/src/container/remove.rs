@@ -28,6 +28,7 @@ async fn steps(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
     let (owner, doomed) = (Arc::clone(daemon), Arc::clone(container));
     blocking::run(move || delete(&owner, &doomed)).await?;
     daemon.containers.remove(container);
+    container.drop_layers();
     daemon.collect_layers();
     tracing::info!(container_id = %container.id, "container removed");
     Ok(())

@@ -42,7 +42,12 @@ async fn steps(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
 async fn kill_containers(daemon: &Arc<Daemon>, pod: &Pod) -> Result<()> {
     let containers = daemon.containers_of(pod);
     let stops = containers.iter().map(|container| container::stop::stop(daemon, container, Duration::ZERO));
-    join_all(stops).await.into_iter().collect()
+    join_all(stops).await.into_iter().collect::<Result<()>>()?;
+    for container in &containers {
+        // An end that is being settled still needs the shim: an OCI runtime's own state is deleted through it.
+        drop(container.ops.lock().await);
+    }
+    Ok(())
 }
 
 async fn end_shim(pod: &Pod) -> Result<()> {

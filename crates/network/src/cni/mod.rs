@@ -80,8 +80,8 @@ impl Cni {
         Ok(previous.unwrap_or(Value::Null))
     }
 
-    /// Runs DEL through the chain, backwards. `netns`: `None` when it is gone. `result`: of the ADD, null when it never
-    /// came to one.
+    /// Runs DEL through the whole chain, backwards, whatever a plugin answers. `netns`: `None` when it is gone. `result`: of the
+    /// ADD, null when it never came to one; failures are only logged then, since the plugin that failed the ADD fails here too.
     pub(crate) fn del(
         &self,
         id: &SandboxId,
@@ -93,11 +93,19 @@ impl Cni {
         let netns = netns.map(|path| path.display().to_string()).unwrap_or_default();
         // Plugins before 0.4.0 do not expect a result here.
         let previous = Some(result).filter(|r| !r.is_null() && list.version >= Version::V0_4_0);
+        let mut outcome = Ok(());
         for plugin in list.plugins.iter().rev() {
             let config = execution_config(&list, plugin, &record.capabilities, previous);
-            self.call(plugin, "DEL", &config, environment(id, netns.clone(), record))?;
+            let answer = self.call(plugin, "DEL", &config, environment(id, netns.clone(), record));
+            outcome = outcome.and(answer.map(drop));
         }
-        Ok(())
+        match outcome {
+            Err(error) if result.is_null() => {
+                tracing::warn!(pod_id = %id, %error, "take an unfinished network down");
+                Ok(())
+            }
+            outcome => outcome,
+        }
     }
 
     /// Tells plugins (from version 1.1 on) which sandboxes are attached, so that they drop the rest. Every plugin is
