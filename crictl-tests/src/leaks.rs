@@ -147,10 +147,23 @@ fn network(found: &mut BTreeSet<String>) -> Result<()> {
     for line in output(Command::new("nft").args(["list", "ruleset"]))?.lines() {
         let line = line.trim();
         if line.len() > 1 {
-            found.insert(format!("nftables {line}"));
+            found.insert(format!("nftables {}", without_counters(line)));
         }
     }
     Ok(())
+}
+
+/// A rule without what its counter says.
+fn without_counters(line: &str) -> String {
+    let mut words = line.split_whitespace().peekable();
+    let mut kept = Vec::new();
+    while let Some(word) = words.next() {
+        kept.push(word);
+        if ["packets", "bytes"].contains(&word) {
+            words.next();
+        }
+    }
+    kept.join(" ")
 }
 
 /// The part of a line of `ip` that names the thing: states and addresses of the bridge change with its ports.

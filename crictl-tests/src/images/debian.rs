@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::command::{output, run};
 
 /// What the images are made of.
-const PACKAGES: [&str; 4] = ["busybox-static", "nginx", "procps", "util-linux"];
+const PACKAGES: [&str; 5] = ["busybox-static", "dash", "nginx", "procps", "util-linux"];
 
 /// Unpacked packages.
 #[derive(Debug)]

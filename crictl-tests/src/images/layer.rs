@@ -14,6 +14,8 @@ pub enum Entry {
     File(Vec<u8>, u32),
     /// A symbolic link to this target.
     Link(String),
+    /// A hard link to this path of the same tree.
+    Same(String),
 }
 
 /// Paths without a leading slash, in the order of their names (a folder precedes what it holds).
@@ -42,6 +44,13 @@ impl Tree {
         self
     }
 
+    /// Adds a hard link.
+    #[must_use]
+    pub fn same(mut self, path: &str, target: &str) -> Self {
+        self.put(path, Entry::Same(target.to_owned()));
+        self
+    }
+
     /// Adds programs and libraries, all of mode 0755.
     #[must_use]
     pub fn programs(mut self, files: BTreeMap<String, Vec<u8>>) -> Self {
@@ -65,7 +74,10 @@ impl Tree {
     /// When a path does not fit into a header.
     pub fn tar(&self) -> Result<Vec<u8>> {
         let mut archive = tar::Builder::new(Vec::new());
-        for (path, entry) in &self.0 {
+        // Hard links come last, since their targets must be there.
+        let (links, others): (Vec<_>, Vec<_>) =
+            self.0.iter().partition(|(_, entry)| matches!(entry, Entry::Same(_)));
+        for (path, entry) in others.into_iter().chain(links) {
             append(&mut archive, path, entry)?;
         }
         Ok(archive.into_inner()?)
@@ -100,6 +112,12 @@ fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, entry: &Entry) -> Res
         Entry::Link(target) => {
             header.set_entry_type(tar::EntryType::Symlink);
             header.set_mode(0o777);
+            header.set_size(0);
+            archive.append_link(&mut header, path, target)?;
+        }
+        Entry::Same(target) => {
+            header.set_entry_type(tar::EntryType::Link);
+            header.set_mode(0o755);
             header.set_size(0);
             archive.append_link(&mut header, path, target)?;
         }

@@ -221,7 +221,7 @@ fn bomb(bytes: u64, compression: Compression) -> Result<Layer> {
     match compression {
         Compression::OciZstd => zstd::stream::copy_encode(&mut hashed, &mut packed, 1)?,
         _ => {
-            let mut gzip = flate2::write::GzEncoder::new(&mut packed, flate2::Compression::fast());
+            let mut gzip = flate2::write::GzEncoder::new(&mut packed, flate2::Compression::new(6));
             std::io::copy(&mut hashed, &mut gzip)?;
             gzip.finish()?;
         }

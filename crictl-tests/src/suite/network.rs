@@ -86,7 +86,7 @@ fn host_ports_come_and_go(node: &mut Node, _: &mut Registry) -> Result<()> {
     get_eventually("10.77.1.1:12080", "ports")?;
     // Another pod, and the pod itself through the node's address.
     let (_, other) = node.one("other", &["sleep", "1000"])?;
-    let fetch = ["wget", "-q", "-T", "3", "-O", "-", "http://10.77.1.1:12080/"];
+    let fetch = ["timeout", "5", "wget", "-q", "-O", "-", "http://10.77.1.1:12080/"];
     same("from a pod", &node.exec(&other, &fetch)?.as_str(), &"ports\n")?;
     let own = node.launch(&pod, &node.container("own", &["sleep", "1000"]))?;
     same("from the pod itself", &node.exec(&own, &fetch)?.as_str(), &"ports\n")?;
@@ -136,6 +136,12 @@ fn with_cni() -> Options {
 }
 
 fn cni_plugins_are_used_when_configured(node: &mut Node, _: &mut Registry) -> Result<()> {
+    // The plugin's own chains are made with the first mapping and stay.
+    let mut first = node.pod("first");
+    first.port_mappings = vec![mapping(80, 12071, "")];
+    node.run(first)?;
+    node.remove_all()?;
+    node.rebase()?;
     let mut config = node.pod("plugged");
     config.port_mappings = vec![mapping(80, 12070, "")];
     let pod = node.run(config)?;
