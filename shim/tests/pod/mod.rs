@@ -143,11 +143,15 @@ impl Drop for Cgroups {
     fn drop(&mut self) {
         self.clear();
         let end = Instant::now() + LIMIT;
-        // An OCI runtime makes its cgroups in every hierarchy.
+        // An OCI runtime makes its cgroups in every hierarchy; the unified one is hidden from it.
         let name = self.dirs[0].file_name().unwrap();
         let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
-        let everywhere: Vec<_> =
-            hierarchies.map(|entry| entry.path().join(name)).filter(|dir| dir.exists()).collect();
+        let everywhere: Vec<_> = hierarchies
+            .map(|entry| entry.path())
+            .filter(|path| !path.ends_with("unified"))
+            .map(|path| path.join(name))
+            .filter(|dir| dir.exists())
+            .collect();
         for dir in self.dirs.iter().chain(&everywhere) {
             loop {
                 for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
