@@ -59,15 +59,13 @@ impl Daemon {
     /// The first that cannot be opened, with what to do about it where that is known.
     pub(crate) fn open(config: Config) -> Result<Self> {
         let dirs = Dirs::new(&config.state, &config.root);
-        for dir in [
-            dirs.pods(),
-            dirs.containers(),
-            dirs.writable_layers(),
-            dirs.network(),
-            dirs.seccomp(),
-            dirs.oci(),
-        ] {
+        for dir in [dirs.pods(), dirs.containers(), dirs.writable_layers(), dirs.network(), dirs.seccomp()] {
             crisp_store::ensure_dir(&dir).doing("make the daemon's directories")?;
+        }
+        for handler in config.handlers.values() {
+            if let Handler::Oci(oci) = handler {
+                crisp_store::ensure_dir(&oci.root).doing("make the directory of an OCI runtime's state")?;
+            }
         }
         keep_mounts_apart(dirs.state())?;
         let layers = LayerStore::open(dirs.root()).doing("open the layer store")?;

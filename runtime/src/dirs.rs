@@ -50,11 +50,6 @@ impl Dirs {
     pub(crate) fn seccomp(&self) -> PathBuf {
         self.root.join("seccomp")
     }
-
-    /// State of OCI runtime programs, until reboot.
-    pub(crate) fn oci(&self) -> PathBuf {
-        self.state.join("oci")
-    }
 }
 
 /// A pod's directory.
