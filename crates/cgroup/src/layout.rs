@@ -9,6 +9,11 @@ use crate::device_program::ProgramCache;
 use crate::file::read_at;
 use crate::{Cgroup, CgroupError, CgroupPath, Result};
 
+/// Where the init systems of hybrid machines mount cgroup2.
+const HYBRID_MOUNTPOINT: &str = "/sys/fs/cgroup/unified";
+/// `linux/magic.h`.
+const CGROUP2_SUPER_MAGIC: rustix::fs::FsWord = 0x6367_7270;
+
 /// Superblock options of a v1 mount that name no controller.
 const V1_MOUNT_FLAGS: [&str; 8] =
     ["rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "all", "none"];
@@ -72,9 +77,8 @@ impl Cgroups {
         if is_cgroup2_unified_mode() {
             return Self::v2_at(Path::new(UNIFIED_MOUNTPOINT));
         }
-        let mounts = mountinfo_self();
-        let beside = v2_mount(&mounts).map(|mount| Hierarchy::open(mount, Vec::new())).transpose()?;
-        Self::new(Version::V1, open_all(v1_mounts(&mounts))?, beside)
+        let beside = v2_mount().map(|mount| Hierarchy::open(mount, Vec::new())).transpose()?;
+        Self::new(Version::V1, open_all(v1_mounts(&mountinfo_self()))?, beside)
     }
 
     /// A v1 layout of these trees: mount point and its controllers (a named tree has `name=…`).
@@ -162,11 +166,9 @@ fn v1_mounts(mounts: &[Mountinfo]) -> Vec<(PathBuf, Vec<String>)> {
 }
 
 /// The cgroup2 tree that a hybrid machine has beside the v1 ones.
-fn v2_mount(mounts: &[Mountinfo]) -> Option<PathBuf> {
-    let usual = |mount: &&Mountinfo| {
-        mount.fs_type.0 == "cgroup2" && mount.mount_point.starts_with(UNIFIED_MOUNTPOINT)
-    };
-    mounts.iter().find(usual).map(|mount| mount.mount_point.clone())
+fn v2_mount() -> Option<PathBuf> {
+    let found = rustix::fs::statfs(HYBRID_MOUNTPOINT).is_ok_and(|stat| stat.f_type == CGROUP2_SUPER_MAGIC);
+    found.then(|| HYBRID_MOUNTPOINT.into())
 }
 
 fn names_controller(option: &str) -> bool {

@@ -22,7 +22,7 @@ use super::wire::{self, Event, Exit};
 const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 /// Largest request, bytes; what is larger travels in a memory file.
 pub(super) const REQUEST_BYTES_MAX: usize = 128 * 1024;
-/// Events that may wait for the pod's task. When it is further behind, the shim's queue fills, and at last it drops the connection.
+/// Events that may wait for the pod's task. When it is further behind, the connection is made anew.
 const EVENTS_MAX: usize = 256;
 /// How long a shim may take to answer. An OCI runtime program behind it can be slow.
 const ANSWER_MAX: Duration = Duration::from_secs(100);
@@ -177,7 +177,12 @@ fn connect(path: &Path) -> rustix::io::Result<OwnedFd> {
 async fn hear(connection: Arc<Connection>, events: mpsc::Sender<Event>) {
     loop {
         match connection.receive().await {
-            Ok(Some(packet)) => dispatch(&connection, packet, &events).await,
+            Ok(Some(packet)) => {
+                if dispatch(&connection, packet, &events).is_err() {
+                    tracing::warn!("the pod's task is behind; connecting again");
+                    break;
+                }
+            }
             Ok(None) => break,
             Err(error) => {
                 tracing::warn!(%error, "read from the shim");
@@ -188,10 +193,16 @@ async fn hear(connection: Arc<Connection>, events: mpsc::Sender<Event>) {
     connection.close();
 }
 
-async fn dispatch(connection: &Connection, packet: Packet, events: &mpsc::Sender<Event>) {
+/// The pod's task does not keep up; what it missed it learns from the shim's account, on the next connection.
+struct Behind;
+
+fn dispatch(connection: &Connection, packet: Packet, events: &mpsc::Sender<Event>) -> Result<(), Behind> {
     let message = match pb::Message::decode(packet.data.as_slice()) {
         Ok(message) => message,
-        Err(error) => return tracing::warn!(%error, "a message of the shim cannot be read"),
+        Err(error) => {
+            tracing::warn!(%error, "a message of the shim cannot be read");
+            return Ok(());
+        }
     };
     match message.kind {
         Some(pb::message::Kind::Reply(pb::Reply { id, result: Some(result) })) => {
@@ -201,7 +212,12 @@ async fn dispatch(connection: &Connection, packet: Packet, events: &mpsc::Sender
         }
         Some(pb::message::Kind::ContainerExited(exited)) => {
             if let Some(event) = wire::container_exited(exited) {
-                let _nobody_watches = events.send(event).await;
+                // Waiting here would hold up answers that the pod's task itself may wait for.
+                match events.try_send(event) {
+                    Err(mpsc::error::TrySendError::Full(_)) => return Err(Behind),
+                    // Nobody watches this pod: it is being taken apart.
+                    Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+                }
             }
         }
         Some(pb::message::Kind::ExecExited(exited)) => {
@@ -213,4 +229,5 @@ async fn dispatch(connection: &Connection, packet: Packet, events: &mpsc::Sender
         // Of a newer shim.
         Some(pb::message::Kind::Reply(pb::Reply { result: None, .. })) | None => {}
     }
+    Ok(())
 }

@@ -2,13 +2,12 @@
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use crisp_sys::clone::Spawn;
-use rustix::fs::{MemfdFlags, SealFlags};
+use crisp_sys::clone::{Spawn, sealed_program};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::{CgroupEntry, Error, Supervision, connect};
@@ -33,7 +32,7 @@ impl Launcher {
     /// [`Error::Program`].
     pub(crate) fn new() -> Result<Self, Error> {
         let null = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(Error::Program)?;
-        Ok(Self { program: sealed().map_err(Error::Program)?, null: null.into() })
+        Ok(Self { program: sealed_program("crisp-shim", SHIM).map_err(Error::Program)?, null: null.into() })
     }
 
     /// Binds `<pod_dir>/shim.sock`, starts a shim in the cgroup, connects to it. The shim outlives the daemon.
@@ -116,15 +115,6 @@ fn reap(pidfd: OwnedFd) {
     });
 }
 
-fn sealed() -> std::io::Result<OwnedFd> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let mut file = File::from(rustix::fs::memfd_create("crisp-shim", flags)?);
-    file.write_all(SHIM)?;
-    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    rustix::fs::fcntl_add_seals(&file, seals)?;
-    Ok(file.into())
-}
-
 fn bind(path: &Path) -> std::io::Result<OwnedFd> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
@@ -133,6 +123,7 @@ fn bind(path: &Path) -> std::io::Result<OwnedFd> {
     let socket =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket)
 }
