@@ -17,6 +17,7 @@ tests![
     stop_is_idempotent_and_final,
     remove_takes_running_containers_with_it,
     a_name_is_free_after_removal,
+    many_come_up_at_once,
 ];
 
 fn containers_talk_over_localhost(node: &mut Node, _: &mut Registry) -> Result<()> {
@@ -179,4 +180,30 @@ fn a_name_is_free_after_removal(node: &mut Node, _: &mut Registry) -> Result<()>
     let second = node.run(config)?;
     ensure!(first.id != second.id, "ids are not used twice");
     Ok(())
+}
+
+/// Ten clients at a time, each with a connection of its own: no call waits for another's pod for good.
+fn many_come_up_at_once(node: &mut Node, _: &mut Registry) -> Result<()> {
+    const CLIENTS: usize = 10;
+    const PODS_EACH: usize = 5;
+    let socket = node.socket();
+    let configs: Vec<_> = (0..CLIENTS * PODS_EACH).map(|number| node.pod(&format!("m{number}"))).collect();
+    let container = node.container("c", &["sleep", "1000"]);
+    std::thread::scope(|scope| {
+        let (socket, container) = (&socket, &container);
+        let bring_up = move |configs: &[cri::PodSandboxConfig]| -> Result<()> {
+            let cri = crate::cri::Cri::new(socket)?;
+            for config in configs {
+                let pod = cri.run_pod(config, "").context("RunPodSandbox")?;
+                let id = cri.create(&pod, container, config).context("CreateContainer")?;
+                cri.start(&id).context("StartContainer")?;
+                let (code, _, _) = cri.exec(&id, &["true"]).context("ExecSync")?;
+                same("exec", &code, &0)?;
+            }
+            Ok(())
+        };
+        let clients: Vec<_> = configs.chunks(PODS_EACH).map(|share| scope.spawn(move || bring_up(share))).collect();
+        clients.into_iter().try_for_each(|client| client.join().unwrap_or_else(|_| anyhow::bail!("a client panicked")))
+    })?;
+    same("running", &node.cri.containers()?.len(), &(CLIENTS * PODS_EACH))
 }
