@@ -101,6 +101,11 @@ impl Node {
             pods: Cell::new(0),
         };
         node.start_daemon()?;
+        // On a hybrid machine OCI runtimes make the parent in the cgroup2 tree too, where Crisp makes nothing.
+        let unified = Path::new("/sys/fs/cgroup/unified");
+        if unified.join("cgroup.procs").exists() {
+            fs::create_dir_all(unified.join(format!("crisp{number}")))?;
+        }
         // The bridge, cgroups of the runtime: what is made once and stays must not count as left behind.
         if !options.cold {
             node.run(node.pod("warm-up"))?;
