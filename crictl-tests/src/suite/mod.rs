@@ -9,6 +9,7 @@ use crate::node::{Node, Options};
 use crate::registry::Registry;
 use crate::say;
 
+mod cli;
 mod container;
 mod crictl;
 mod exec;
@@ -51,8 +52,9 @@ macro_rules! tests {
 pub(crate) use tests;
 
 fn all() -> Vec<(&'static str, &'static Test)> {
-    let modules: [(&str, &[Test]); 11] = [
+    let modules: [(&str, &[Test]); 12] = [
         ("crictl", crictl::TESTS),
+        ("cli", cli::TESTS),
         ("pod", pod::TESTS),
         ("container", container::TESTS),
         ("exec", exec::TESTS),

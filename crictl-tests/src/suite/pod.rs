@@ -202,8 +202,11 @@ fn many_come_up_at_once(node: &mut Node, _: &mut Registry) -> Result<()> {
             }
             Ok(())
         };
-        let clients: Vec<_> = configs.chunks(PODS_EACH).map(|share| scope.spawn(move || bring_up(share))).collect();
-        clients.into_iter().try_for_each(|client| client.join().unwrap_or_else(|_| anyhow::bail!("a client panicked")))
+        let clients: Vec<_> =
+            configs.chunks(PODS_EACH).map(|share| scope.spawn(move || bring_up(share))).collect();
+        clients
+            .into_iter()
+            .try_for_each(|client| client.join().unwrap_or_else(|_| anyhow::bail!("a client panicked")))
     })?;
     same("running", &node.cri.containers()?.len(), &(CLIENTS * PODS_EACH))
 }
