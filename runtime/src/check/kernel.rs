@@ -5,8 +5,8 @@ use std::path::Path;
 
 use super::Finding;
 
-/// clone3, pidfd, openat2, the mount API, close_range and `CLONE_INTO_CGROUP` are all there from this version on.
-const KERNEL_MIN: (u32, u32) = (5, 10);
+/// clone3, pidfd, openat2, the mount API, `CLONE_INTO_CGROUP` and `CLOSE_RANGE_CLOEXEC` are all there from this version on.
+const KERNEL_MIN: (u32, u32) = (5, 11);
 /// From here on a read-only mount can be so recursively (mount_setattr).
 const KERNEL_GOOD: (u32, u32) = (5, 12);
 /// Controllers without which limits are not kept, and those whose absence costs less.
@@ -184,7 +184,8 @@ mod tests {
         for (release, level) in [
             ("6.18.0-generic", Level::Ok),
             ("5.12", Level::Ok),
-            ("5.10.0-21-amd64", Level::Warn),
+            ("5.11.0-21-generic", Level::Warn),
+            ("5.10.0-21-amd64", Level::Fail),
             ("5.4.0", Level::Fail),
             ("4.19.0", Level::Fail),
             ("", Level::Fail),

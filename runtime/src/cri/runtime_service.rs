@@ -25,6 +25,9 @@ const KUBELET_API_VERSION: &str = "0.1.0";
 /// The scheme of container ids in the Kubernetes API; it never changes.
 const RUNTIME_NAME: &str = "crisp";
 
+/// The kernel that has `mount_setattr`, which recursive read-only mounts need.
+const MOUNT_SETATTR_SINCE: (u32, u32) = (5, 12);
+
 /// The service.
 #[derive(Debug)]
 pub(crate) struct Runtime {
@@ -110,8 +113,13 @@ impl Runtime {
     /// One entry per handler, and one with the empty name for the default one.
     fn handlers(&self) -> Vec<RuntimeHandler> {
         let names = std::iter::once("").chain(self.daemon.config.handlers.keys().map(String::as_str));
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let kernel = crisp_seccomp::KernelVersion::parse(&release).map(|kernel| (kernel.major, kernel.minor));
         // User namespaces come later, so no handler offers them.
-        let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+        let features = RuntimeHandlerFeatures {
+            recursive_read_only_mounts: kernel >= Some(MOUNT_SETATTR_SINCE),
+            user_namespaces: false,
+        };
         names.map(|name| RuntimeHandler { name: name.to_owned(), features: Some(features) }).collect()
     }
 }
