@@ -44,9 +44,11 @@ stage_result() {
 unit() {
     cargo test --locked --workspace --no-fail-fast
 }
-tests=target/release/crictl-tests
+tests=target/debug/crictl-tests
 
-lines=0 stage build cargo build --release --locked -p crisp-runtime -p crictl-tests
+lines=0 stage build cargo build --release --locked
+# With the features of the whole workspace, so that the unit tests below take the same dependencies.
+lines=0 stage build-tests cargo build --locked --workspace --bin crictl-tests
 case $failed in *build*) die "the build failed" ;; esac
 lines=0 stage prepare $tests prepare
 [ "${1:-}" = quick ] || begin machine crictl-tests/vm/vmtest build

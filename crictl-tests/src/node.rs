@@ -28,13 +28,23 @@ const READY_LIMIT: Duration = Duration::from_secs(20);
 /// The image that every node has, and which [`Node::container`] uses.
 pub const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 
+/// What is run and removed before a test, so that what is made once does not count as left behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Warm {
+    /// A pod with a container of [`BUSYBOX`], which is pulled.
+    #[default]
+    Container,
+    /// A pod; there are no images.
+    Pod,
+    /// Nothing.
+    Cold,
+}
+
 /// How a node differs from the usual one.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// No image is pulled and no container run before the test.
-    pub bare: bool,
-    /// Not even a pod is run before the test.
-    pub cold: bool,
+    /// What is run before the test.
+    pub warm: Warm,
     /// The root folder is a file system of this many bytes.
     pub root_bytes: Option<u64>,
     /// A CNI configuration list put into the node's folder.
@@ -107,11 +117,11 @@ impl Node {
             fs::create_dir_all(unified.join(format!("crisp{number}")))?;
         }
         // The bridge, cgroups of the runtime: what is made once and stays must not count as left behind.
-        if !options.cold {
+        if options.warm != Warm::Cold {
             node.run(node.pod("warm-up"))?;
             node.remove_all()?;
         }
-        if !options.bare {
+        if options.warm == Warm::Container {
             node.warm_up()?;
         }
         node.baseline = Inventory::take(&node.scope())?;

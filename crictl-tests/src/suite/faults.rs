@@ -6,7 +6,7 @@ use crisp_proto::cri;
 use tonic::{Code, Status};
 
 use super::tests;
-use crate::node::{BUSYBOX, Node, Options, same};
+use crate::node::{BUSYBOX, Node, Options, Warm, same};
 use crate::registry::Registry;
 
 tests![
@@ -26,7 +26,7 @@ tests![
 ];
 
 fn bare() -> Options {
-    Options { bare: true, ..Options::default() }
+    Options { warm: Warm::Pod, ..Options::default() }
 }
 
 /// Makes a good configuration a bad one.

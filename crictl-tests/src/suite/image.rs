@@ -9,7 +9,7 @@ use crisp_proto::cri;
 use super::tests;
 use crate::command::run;
 use crate::eventually::{Seconds, eventually};
-use crate::node::{BUSYBOX, Node, Options, same};
+use crate::node::{BUSYBOX, Node, Options, Warm, same};
 use crate::registry::Registry;
 
 tests![
@@ -34,7 +34,7 @@ tests![
 ];
 
 fn bare() -> Options {
-    Options { bare: true, ..Options::default() }
+    Options { warm: Warm::Pod, ..Options::default() }
 }
 
 fn status(node: &Node, image: &str) -> Result<Option<cri::Image>> {

@@ -10,7 +10,7 @@ use super::tests;
 use crate::images::catalog::architecture;
 use crate::images::store::{Family, Form};
 use crate::images::{Compression, ImageConfig, Layer, RegistryStore, Tree};
-use crate::node::{Node, Options, same};
+use crate::node::{Node, Options, Warm, same};
 use crate::registry::Registry;
 
 tests![
@@ -30,7 +30,7 @@ tests![
 const OUTSIDE: &str = "/run/t/escaped";
 
 fn bare() -> Options {
-    Options { bare: true, ..Options::default() }
+    Options { warm: Warm::Pod, ..Options::default() }
 }
 
 fn small() -> Options {

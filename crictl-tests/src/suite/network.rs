@@ -10,7 +10,7 @@ use crisp_proto::cri;
 use super::tests;
 use crate::command::output;
 use crate::eventually::{Seconds, eventually};
-use crate::node::{Node, Options, same};
+use crate::node::{Node, Options, Warm, same};
 use crate::objects::Pod;
 use crate::registry::Registry;
 
@@ -162,7 +162,7 @@ fn broken_cni() -> Options {
         {"type": "bridge", "bridge": "cni9", "ipam": {"type": "host-local", "dataDir": "/run/t/1/cni-data",
           "ranges": [[{"subnet": "10.99.0.0/24"}]]}},
         {"type": "no-such-plugin"}]}"#;
-    Options { cni: Some(cni.into()), bare: true, cold: true, ..Options::default() }
+    Options { cni: Some(cni.into()), warm: Warm::Cold, ..Options::default() }
 }
 
 fn a_failing_plugin_fails_the_pod_and_leaves_nothing(node: &mut Node, _: &mut Registry) -> Result<()> {
