@@ -60,7 +60,9 @@ fn pod_init_path(pod: &Pod) -> Result<CgroupPath> {
 
 /// Removes what [`make_pod`] and [`make_pod_init`] made; absent is fine.
 pub(crate) fn remove_pod(daemon: &Daemon, pod: &Pod) -> Result<()> {
-    let init = daemon.cgroups.open(&pod_init_path(pod)?);
+    // A path that cannot be was never made.
+    let Ok(path) = pod_init_path(pod) else { return Ok(()) };
+    let init = daemon.cgroups.open(&path);
     if init.exists() {
         init.kill().doing("kill the pod's init")?;
         init.remove().doing("remove the cgroup of the pod's init")?;

@@ -5,13 +5,14 @@
 //! |---|---|---|
 //! | pod `Creating` | any | taken apart, forgotten |
 //! | pod `Ready` | answers | watched again; its account settles the containers |
+//! | pod `Ready` | slow | served with its last known state; met when it answers |
 //! | pod `Ready` | gone | containers killed and settled from their exit records (else lost); pod not ready |
 //! | pod `Stopping` | any | stays so; the next stop goes on |
 //! | container `Creating` | – | deleted |
 //! | container `Starting` | any | killed, ended with `StartError` |
 //! | container `Running` | runs | goes on |
 //! | container `Running` | exited | ended as the shim recorded |
-//! | a record that cannot be read | – | left on disk, reported, never guessed at |
+//! | a record that cannot be read | – | left on disk, reported, never guessed at; nothing is swept |
 //! | files without a record | – | removed |
 
 use std::collections::HashSet;
@@ -30,7 +31,6 @@ use crate::daemon::Daemon;
 use crate::error::{Doing as _, Result};
 use crate::pod::state::PodState;
 use crate::pod::{POD_RECORD_VERSION, Pod, PodRecord, stop, watch};
-use crate::supervisor;
 
 /// How long one shim may take to answer. A hung one does not hold up the others, nor the socket.
 const SHIM_ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -41,45 +41,70 @@ const SHIM_ANSWER_MAX: Duration = Duration::from_secs(5);
 /// When the state directory cannot be read.
 pub(crate) async fn run(daemon: &Arc<Daemon>) -> Result<()> {
     let loading = Arc::clone(daemon);
-    blocking::run(move || load(&loading)).await?;
+    let loaded = blocking::run(move || load(&loading)).await?;
     let pods = daemon.pods.all();
     join_all(pods.iter().map(|pod| recover_pod(daemon, pod))).await;
-    let sweeping = Arc::clone(daemon);
-    blocking::run(move || sweep(&sweeping)).await?;
+    match loaded {
+        Records::All => {
+            let sweeping = Arc::clone(daemon);
+            blocking::run(move || sweep(&sweeping)).await?;
+        }
+        // What such a record describes may run: its network, layers and files cannot be told from leftovers.
+        Records::SomeUnreadable => tracing::error!("nothing is cleaned up while records cannot be read"),
+    }
     tracing::info!(pods = daemon.pods.all().len(), containers = daemon.containers.all().len(), "recovered");
     Ok(())
 }
 
-fn load(daemon: &Daemon) -> Result<()> {
-    for record in records::<PodRecord>(&daemon.dirs.pods(), "sandbox.json", POD_RECORD_VERSION)? {
-        let dir = daemon.dirs.pod(record.id.as_str());
-        let pod = Arc::new(Pod::new(record, dir));
-        pod.claim();
-        daemon.pods.insert(pod)?;
-    }
-    for record in
-        records::<ContainerRecord>(&daemon.dirs.containers(), "container.json", CONTAINER_RECORD_VERSION)?
-    {
-        load_container(daemon, record)?;
-    }
-    Ok(())
+/// Whether every record could be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Records {
+    All,
+    SomeUnreadable,
 }
 
-fn load_container(daemon: &Daemon, record: ContainerRecord) -> Result<()> {
+fn load(daemon: &Daemon) -> Result<Records> {
+    let (pods, all_pods) = records::<PodRecord>(&daemon.dirs.pods(), "sandbox.json", POD_RECORD_VERSION)?;
+    for record in pods {
+        let dir = daemon.dirs.pod(record.id.as_str());
+        let pod = Arc::new(Pod::new(record, dir));
+        for chain in &pod.record().image_volumes {
+            pod.keep_layers(daemon.images.pin_chain(chain));
+        }
+        pod.claim();
+        report_clash(daemon.pods.insert(pod));
+    }
+    let (containers, all_containers) =
+        records::<ContainerRecord>(&daemon.dirs.containers(), "container.json", CONTAINER_RECORD_VERSION)?;
+    for record in containers {
+        load_container(daemon, record);
+    }
+    let all = all_pods == Records::All && all_containers == Records::All;
+    Ok(if all { Records::All } else { Records::SomeUnreadable })
+}
+
+/// Two records with one name: the second is what a failed creation could not delete, and the sweep deletes it.
+fn report_clash(inserted: Result<()>) {
+    if let Err(error) = inserted {
+        tracing::error!(%error, "a second record of the same name is left out");
+    }
+}
+
+fn load_container(daemon: &Daemon, record: ContainerRecord) {
     let Some(pod) = daemon.pods.find_any(record.pod_id.as_str()) else {
-        tracing::warn!(container_id = %record.id, pod_id = %record.pod_id, "container without a pod; removing it");
-        return Ok(());
+        tracing::warn!(container_id = %record.id, pod_id = %record.pod_id, "container without a pod");
+        return;
     };
     let pin = daemon.images.pin_chain(&record.image.chain);
     let dir = daemon.dirs.container(record.id.as_str());
     let container = Arc::new(Container::new(record, pod, dir, pin));
     container.claim();
-    daemon.containers.insert(container)
+    report_clash(daemon.containers.insert(container));
 }
 
 /// The records below `dir`, one directory each. One that cannot be read is reported and left.
-fn records<T: DeserializeOwned>(dir: &Path, file: &str, version: u32) -> Result<Vec<T>> {
-    let mut found = Vec::new();
+fn records<T: DeserializeOwned>(dir: &Path, file: &str, version: u32) -> Result<(Vec<T>, Records)> {
+    let (mut found, mut all) = (Vec::new(), Records::All);
     for entry in std::fs::read_dir(dir).doing("list the records")? {
         let path = entry.doing("list the records")?.path().join(file);
         match crisp_store::read(&path, version) {
@@ -88,10 +113,11 @@ fn records<T: DeserializeOwned>(dir: &Path, file: &str, version: u32) -> Result<
             Err(error) => {
                 let error = crate::error::chain(&error);
                 tracing::error!(path = %path.display(), error, "a record cannot be read; it is left alone");
+                all = Records::SomeUnreadable;
             }
         }
     }
-    Ok(found)
+    Ok((found, all))
 }
 
 async fn recover_pod(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
@@ -110,7 +136,7 @@ async fn recover_pod(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
 }
 
 async fn take_apart(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
-    if let Ok(supervision) = supervisor::connect(&pod.dir.socket()).await {
+    if let Ok(Some(supervision)) = tokio::time::timeout(SHIM_ANSWER_MAX, watch::meet(pod)).await {
         pod.set_supervisor(Some(supervision.client));
     }
     stop::stop(daemon, pod).await?;
@@ -120,8 +146,8 @@ async fn take_apart(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
 async fn forget_half_made(daemon: &Arc<Daemon>, pod: &Pod) {
     for container in daemon.containers_of(pod) {
         if container.state() == ContainerState::Creating {
-            let (owner, half) = (Arc::clone(daemon), Arc::clone(&container));
-            match blocking::run(move || remove::delete(&owner, &half)).await {
+            let half = Arc::clone(&container);
+            match blocking::run(move || remove::delete(&half)).await {
                 Ok(()) => daemon.containers.remove(&container),
                 Err(error) => {
                     tracing::error!(container_id = %container.id, %error, "delete a half-made container")
@@ -132,23 +158,27 @@ async fn forget_half_made(daemon: &Arc<Daemon>, pod: &Pod) {
 }
 
 async fn meet_shim(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
-    let answer = tokio::time::timeout(SHIM_ANSWER_MAX, supervisor::connect(&pod.dir.socket())).await;
-    match answer {
-        Ok(Ok(supervision)) => {
-            pod.set_supervisor(Some(supervision.client.clone()));
-            end_half_started(daemon, pod).await;
-            reopen_netlink(pod).await;
-            watch::spawn(Arc::clone(daemon), Arc::clone(pod), supervision);
+    let (owner, met) = (Arc::clone(daemon), Arc::clone(pod));
+    let meeting = tokio::spawn(async move {
+        let supervision = watch::meet(&met).await;
+        if let Some(supervision) = &supervision {
+            met.set_supervisor(Some(supervision.client.clone()));
         }
-        Ok(Err(error)) => {
-            tracing::warn!(pod_id = %pod.id, error = %crate::error::chain(&error), "the pod's shim is gone");
-            end_half_started(daemon, pod).await;
-            watch::gone(daemon, pod).await;
+        end_half_started(&owner, &met).await;
+        match supervision {
+            Some(supervision) => {
+                reopen_netlink(&met).await;
+                watch::spawn(owner, met, supervision);
+            }
+            None => {
+                tracing::warn!(pod_id = %met.id, "the pod's shim is gone");
+                watch::gone(&owner, &met).await;
+            }
         }
-        Err(_elapsed) => {
-            // It may only be slow: the pod keeps its last known state, and a stop will end it.
-            tracing::error!(pod_id = %pod.id, "the pod's shim does not answer");
-        }
+    });
+    if tokio::time::timeout(SHIM_ANSWER_MAX, meeting).await.is_err() {
+        // It may only be slow: the pod keeps its last known state, and the meeting goes on.
+        tracing::error!(pod_id = %pod.id, "the pod's shim does not answer; serving without it");
     }
 }
 
@@ -156,7 +186,7 @@ async fn meet_shim(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
 async fn end_half_started(daemon: &Arc<Daemon>, pod: &Pod) {
     for container in daemon.containers_of(pod) {
         if container.state() == ContainerState::Starting {
-            exit::clean_up(daemon, &container).await;
+            exit::report(&container, exit::clean_up(daemon, &container).await);
             let reason =
                 EndReason::StartError("the daemon ended while the container was being started".to_owned());
             let end = End { reason, finished_at: Timestamp::now() };
@@ -188,7 +218,7 @@ fn sweep(daemon: &Daemon) -> Result<()> {
     let ids: HashSet<String> =
         daemon.containers.all().iter().map(|container| container.id.to_string()).collect();
     for name in names(&daemon.dirs.containers())?.into_iter().chain(names(&daemon.dirs.writable_layers())?) {
-        if !ids.contains(&name) && !unreadable(&daemon.dirs.container(&name).record()) {
+        if !ids.contains(&name) {
             sweep_container(daemon, &name);
         }
     }
@@ -196,11 +226,6 @@ fn sweep(daemon: &Daemon) -> Result<()> {
         tracing::warn!(error = %crate::error::chain(&error), "collect unused layers");
     }
     Ok(())
-}
-
-/// A record that is there but was not loaded is somebody's to look at.
-fn unreadable(record: &Path) -> bool {
-    crisp_store::read::<serde_json::Value>(record, CONTAINER_RECORD_VERSION).is_err()
 }
 
 fn sweep_container(daemon: &Daemon, name: &str) {

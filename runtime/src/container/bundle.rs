@@ -57,7 +57,6 @@ pub(crate) fn make(
     let made = Made {
         user: User { uid: user.uid, gid: user.gid, groups: user.additional_gids.clone() },
         stop_signal: stop_signal.number(),
-        own_pid_namespace: namespaces.pid == Namespace::New,
         image_mounts,
     };
     let input = ContainerInput {

@@ -31,17 +31,18 @@ pub(crate) async fn run(
     }
     let name = unique_name(&metadata(&config), &pod::metadata(&pod.record().config));
     let job = || make(Arc::clone(daemon), Arc::clone(pod), config);
-    let id = match claimable(daemon, &name)? {
+    let id = match claimable(daemon, pod, &name)? {
         Some(container) => container.id.clone(),
-        None => daemon.container_jobs.join_or_start(name, job).await?,
+        None => daemon.container_jobs.join_or_start(format!("{} {name}", pod.id), job).await?,
     };
     daemon.containers.find_any(id.as_str()).inspect(|container| container.claim());
     Ok(id)
 }
 
-fn claimable(daemon: &Daemon, name: &str) -> Result<Option<Arc<Container>>> {
+/// The finished container of this name that nobody has claimed. One of an earlier pod of the same name is not meant.
+fn claimable(daemon: &Daemon, pod: &Pod, name: &str) -> Result<Option<Arc<Container>>> {
     match daemon.containers.by_name(name) {
-        Some(container) if container.is_claimed() => Err(Error::NameInUse {
+        Some(container) if container.is_claimed() || container.pod.id != pod.id => Err(Error::NameInUse {
             what: "container",
             name: name.to_owned(),
             holder: container.id.to_string(),
@@ -146,8 +147,8 @@ async fn reserve(
 
 /// Takes a half-made container apart. What cannot be deleted is left to the next start of the daemon, which sweeps.
 async fn undo(daemon: &Arc<Daemon>, container: &Arc<Container>) {
-    let (owner, half) = (Arc::clone(daemon), Arc::clone(container));
-    if let Err(error) = blocking::run(move || remove::delete(&owner, &half)).await {
+    let half = Arc::clone(container);
+    if let Err(error) = blocking::run(move || remove::delete(&half)).await {
         tracing::error!(container_id = %container.id, %error, "a failed container cannot be deleted");
     }
     daemon.containers.remove(container);

@@ -1,6 +1,7 @@
 //! The end of a container: what was seen is settled into its record, and what it leaves in the kernel goes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crisp_domain::{ContainerId, ExitStatus, Timestamp};
 
@@ -11,6 +12,11 @@ use crate::cgroups;
 use crate::daemon::Daemon;
 use crate::error::Result;
 use crate::supervisor::{self, Exit};
+
+/// Pause after a failed try to settle an end; it doubles up to [`SETTLE_PAUSE_MAX`].
+const SETTLE_PAUSE_MIN: Duration = Duration::from_millis(200);
+/// Longest pause between two tries.
+const SETTLE_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// How the end of a container was noticed.
 #[derive(Debug, Clone, Copy)]
@@ -38,10 +44,21 @@ pub(crate) async fn settle(daemon: &Arc<Daemon>, container: &Arc<Container>, see
     if !container.state().may_run() {
         return;
     }
-    if let Err(error) = end(daemon, container, seen).await {
-        tracing::error!(%error, "record the end of the container");
+    let mut pause = SETTLE_PAUSE_MIN;
+    while let Err(error) = end(daemon, container, seen).await {
+        // A process that cannot be killed yet, or a full state directory: the end must be told, and told truly.
+        tracing::error!(%error, "settle the end of the container; trying again");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(SETTLE_PAUSE_MAX);
     }
-    clean_up(daemon, container).await;
+    report(container, clean_up(daemon, container).await);
+}
+
+/// Says that something of an ended container stays for now; its removal, and its pod's stop, try again.
+pub(crate) fn report(container: &Container, cleaned: Result<()>) {
+    if let Err(error) = cleaned {
+        tracing::warn!(container_id = %container.id, %error, "clean up after the container");
+    }
 }
 
 async fn end(daemon: &Arc<Daemon>, container: &Arc<Container>, seen: Seen) -> Result<()> {
@@ -61,8 +78,11 @@ async fn end(daemon: &Arc<Daemon>, container: &Arc<Container>, seen: Seen) -> Re
     .await
 }
 
-/// Frees what an ended container holds in the kernel and in its shim. What fails here is tried again by the removal.
-pub(crate) async fn clean_up(daemon: &Arc<Daemon>, container: &Arc<Container>) {
+/// Frees what an ended container holds in the kernel and in its shim. May be repeated. Called with `ops` held.
+///
+/// # Errors
+/// When processes or cgroups of it stay.
+pub(crate) async fn clean_up(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
     if let Ok(supervisor) = container.pod.supervisor()
         && let Err(error) = supervisor.delete(&container.id).await
     {
@@ -70,9 +90,7 @@ pub(crate) async fn clean_up(daemon: &Arc<Daemon>, container: &Arc<Container>) {
         tracing::debug!(container_id = %container.id, %error, "let the shim forget the container");
     }
     let (owner, ended) = (Arc::clone(daemon), Arc::clone(container));
-    if let Err(error) = blocking::run(move || cgroups::remove_container(&owner, &ended)).await {
-        tracing::warn!(container_id = %container.id, %error, "remove the container's cgroup");
-    }
+    blocking::run(move || cgroups::remove_container(&owner, &ended)).await
 }
 
 fn of_exit(exit: Exit) -> End {

@@ -55,8 +55,6 @@ pub(crate) struct Made {
     pub(crate) user: User,
     /// Kernel number.
     pub(crate) stop_signal: i32,
-    /// Whether it has a PID namespace of its own, so that its processes end with its init.
-    pub(crate) own_pid_namespace: bool,
     /// For the CRI mounts that are images: their ids, by position in the configuration.
     pub(crate) image_mounts: Vec<Option<String>>,
 }

@@ -24,9 +24,9 @@ pub(crate) async fn remove(daemon: &Arc<Daemon>, container: &Arc<Container>) -> 
 async fn steps(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
     stop::stop(daemon, container, Duration::ZERO).await?;
     let _ops = container.ops.lock().await;
-    exit::clean_up(daemon, container).await;
-    let (owner, doomed) = (Arc::clone(daemon), Arc::clone(container));
-    blocking::run(move || delete(&owner, &doomed)).await?;
+    exit::clean_up(daemon, container).await?;
+    let doomed = Arc::clone(container);
+    blocking::run(move || delete(&doomed)).await?;
     daemon.containers.remove(container);
     container.drop_layers();
     daemon.collect_layers();
@@ -35,7 +35,7 @@ async fn steps(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
 }
 
 /// Everything on disk: the mount, the writable layer, at last the record.
-pub(crate) fn delete(_daemon: &Daemon, container: &Container) -> Result<()> {
+pub(crate) fn delete(container: &Container) -> Result<()> {
     crisp_snapshot::Rootfs::unmount(&container.dir.rootfs()).doing("unmount the root filesystem")?;
     crisp_snapshot::Rootfs::remove_writable(container.dir.writable()).doing("delete the writable layer")?;
     crate::pod::stop::remove_dir(container.dir.state())

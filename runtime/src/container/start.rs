@@ -9,13 +9,13 @@ use super::{Container, exit};
 use crate::blocking;
 use crate::cgroups;
 use crate::daemon::Daemon;
-use crate::error::{Doing as _, Result};
+use crate::error::{Doing as _, Error, Result};
 use crate::supervisor::{ContainerSetup, Started, Stdio};
 
 /// Starts a created container, or joins the start that is under way.
 ///
 /// # Errors
-/// [`crate::error::Error::WrongState`] unless it is created and its pod ready; otherwise the cause, which its status tells as well.
+/// [`Error::WrongState`] unless it is created and its pod ready; otherwise the cause, which its status tells as well.
 pub(crate) async fn start(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
     let key = format!("start {}", container.id);
     let job = || {
@@ -30,16 +30,23 @@ async fn steps(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
     container.pod.require_ready()?;
     let _ops = container.ops.lock().await;
     apply(container, ContainerEvent::Start).await?;
-    match launch(daemon, container).await {
-        Ok(Started { pid, start_time_ticks }) => {
-            apply(container, ContainerEvent::Started { pid, start_time_ticks, at: Timestamp::now() }).await?;
+    let started = async {
+        let Started { pid, start_time_ticks } = launch(daemon, container).await?;
+        apply(container, ContainerEvent::Started { pid, start_time_ticks, at: Timestamp::now() }).await?;
+        Ok::<_, Error>(pid)
+    };
+    match started.await {
+        Ok(pid) => {
             tracing::info!(container_id = %container.id, pid, "container started");
             Ok(())
         }
         Err(error) => {
-            exit::clean_up(daemon, container).await;
+            exit::report(container, exit::clean_up(daemon, container).await);
             let end = End { reason: EndReason::StartError(error.to_string()), finished_at: Timestamp::now() };
-            apply(container, ContainerEvent::Ended(end)).await?;
+            if let Err(unrecorded) = apply(container, ContainerEvent::Ended(end)).await {
+                tracing::error!(container_id = %container.id, error = %unrecorded, "record the failed start");
+                exit::spawn(daemon, &container.id, exit::Seen::ShimGone);
+            }
             Err(error)
         }
     }
@@ -66,8 +73,21 @@ async fn launch(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<Star
         handler: daemon.handler_kind(&container.pod.record().handler)?,
     };
     let started = supervisor.create(&setup).await.doing("create the container")?;
+    limit_as_updated(daemon, container).await?;
     supervisor.start(&container.id).await.doing("start the container")?;
     Ok(started)
+}
+
+/// An OCI runtime program limits by the specification, which is older than an update of the created container. Init waits
+/// still, so nothing ran with the old limits.
+async fn limit_as_updated(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
+    let record = container.record();
+    let linux = record.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+    if record.resources == crate::cri::container_config::resources(linux)? {
+        return Ok(());
+    }
+    let (owner, created) = (Arc::clone(daemon), Arc::clone(container));
+    blocking::run(move || cgroups::update_container(&owner, &created, &record.resources)).await
 }
 
 fn stdio(daemon: &Daemon, container: &Container) -> Stdio {

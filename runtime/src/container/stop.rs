@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::sync::watch as channel;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::Container;
 use super::state::ContainerState;
+use super::{Container, exit};
 use crate::blocking;
 use crate::cgroups;
 use crate::daemon::Daemon;
@@ -78,6 +78,10 @@ async fn carry_out(
         kill(&daemon, &container).await;
         if timeout(KILL_AGAIN_AFTER, wait_for_end(&container)).await.is_err() {
             tracing::warn!("the container does not die; killing it again");
+            if container.pod.supervisor().is_err() {
+                // No shim will tell its end.
+                exit::spawn(&daemon, &container.id, exit::Seen::ShimGone);
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use super::state::ContainerState;
 use crate::blocking;
 use crate::cgroups;
 use crate::daemon::Daemon;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Changes the limits of a container: of a running one at once, of a created one when it starts.
 ///
@@ -20,6 +20,15 @@ pub(crate) async fn update(
     container: &Arc<Container>,
     requested: Resources,
 ) -> Result<()> {
+    let (daemon, container) = (Arc::clone(daemon), Arc::clone(container));
+    // A task of its own: a client that hangs up must not end the exclusion before the work.
+    let update = tokio::spawn(async move { locked(&daemon, &container, requested).await });
+    update.await.unwrap_or_else(|join| {
+        Err(Error::Internal { what: "an update ended abnormally", cause: join.to_string() })
+    })
+}
+
+async fn locked(daemon: &Arc<Daemon>, container: &Arc<Container>, requested: Resources) -> Result<()> {
     let _ops = container.ops.lock().await;
     let (owner, target) = (Arc::clone(daemon), Arc::clone(container));
     blocking::run(move || {

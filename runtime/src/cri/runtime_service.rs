@@ -96,20 +96,6 @@ impl Runtime {
         Ok(containers.into_iter().filter(|container| container.pod.id == pod.id).collect())
     }
 
-    fn conditions(&self) -> Vec<RuntimeCondition> {
-        let condition = |r#type: &str, status, reason: &str, message: String| RuntimeCondition {
-            r#type: r#type.to_owned(),
-            status,
-            reason: reason.to_owned(),
-            message,
-        };
-        let network = match self.daemon.network.status() {
-            Ok(()) => condition("NetworkReady", true, "", String::new()),
-            Err(not_ready) => condition("NetworkReady", false, not_ready.reason, not_ready.message),
-        };
-        vec![condition("RuntimeReady", true, "", String::new()), network]
-    }
-
     /// One entry per handler, and one with the empty name for the default one.
     fn handlers(&self) -> Vec<RuntimeHandler> {
         let names = std::iter::once("").chain(self.daemon.config.handlers.keys().map(String::as_str));
@@ -122,6 +108,20 @@ impl Runtime {
         };
         names.map(|name| RuntimeHandler { name: name.to_owned(), features: Some(features) }).collect()
     }
+}
+
+fn conditions(daemon: &Daemon) -> Vec<RuntimeCondition> {
+    let condition = |r#type: &str, status, reason: &str, message: String| RuntimeCondition {
+        r#type: r#type.to_owned(),
+        status,
+        reason: reason.to_owned(),
+        message,
+    };
+    let network = match daemon.network.status() {
+        Ok(()) => condition("NetworkReady", true, "", String::new()),
+        Err(not_ready) => condition("NetworkReady", false, not_ready.reason, not_ready.message),
+    };
+    vec![condition("RuntimeReady", true, "", String::new()), network]
 }
 
 fn required(field: &str, value: &str) -> Result<()> {
@@ -404,9 +404,16 @@ impl RuntimeService for Runtime {
 
     async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
         let verbose = request.into_inner().verbose;
+        let daemon = Arc::clone(&self.daemon);
+        // The network's state is read from the kernel and from files.
+        let looked = blocking::run(move || {
+            let info = if verbose { info::daemon(&daemon) } else { HashMap::new() };
+            Ok((conditions(&daemon), info))
+        });
+        let (conditions, info) = looked.await.map_err(|error| status(&error))?;
         Ok(Response::new(StatusResponse {
-            status: Some(RuntimeStatus { conditions: self.conditions() }),
-            info: if verbose { info::daemon(&self.daemon) } else { HashMap::new() },
+            status: Some(RuntimeStatus { conditions }),
+            info,
             runtime_handlers: self.handlers(),
             features: Some(RuntimeFeatures {
                 supplemental_groups_policy: true,

@@ -16,10 +16,10 @@ const HOST_FILE_BYTES_MAX: u64 = 1 << 20;
 /// # Errors
 /// [`Error::Invalid`] for DNS entries with a line break; otherwise what the file system says.
 pub(crate) fn write(dir: &PodDir, config: &PodSandboxConfig, hostname: &str) -> Result<()> {
-    put(&dir.hostname(), &format!("{hostname}\n"))?;
+    put(&dir.hostname(), format!("{hostname}\n").as_bytes())?;
     put(&dir.hosts(), &host_file("/etc/hosts")?)?;
     let resolv = match &config.dns_config {
-        Some(dns) => resolv_conf(dns)?,
+        Some(dns) => resolv_conf(dns)?.into_bytes(),
         None => host_file("/etc/resolv.conf")?,
     };
     put(&dir.resolv_conf(), &resolv)
@@ -52,23 +52,23 @@ pub(crate) fn resolv_conf(dns: &DnsConfig) -> Result<String> {
     Ok(text)
 }
 
-fn host_file(path: &str) -> Result<String> {
-    let read = || -> io::Result<String> {
-        let mut text = String::new();
-        io::Read::read_to_string(
+fn host_file(path: &str) -> Result<Vec<u8>> {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        io::Read::read_to_end(
             &mut io::Read::take(std::fs::File::open(path)?, HOST_FILE_BYTES_MAX),
             &mut text,
         )?;
         Ok(text)
     };
     match read() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         other => other.doing("read the host's file for the pod"),
     }
 }
 
 /// Writes a file of mode 0644, whatever the umask is.
-fn put(path: &Path, text: &str) -> Result<()> {
+fn put(path: &Path, text: &[u8]) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     let write = || {
         std::fs::write(path, text)?;

@@ -21,6 +21,7 @@ use crisp_network::AttachRequest;
 use crisp_proto::cri::{
     LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
 };
+use crisp_snapshot::ChainId;
 use crisp_store::Durability;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{RwLock, watch as channel};
@@ -49,6 +50,9 @@ pub(crate) struct PodRecord {
     /// The reaping PID 1, where the containers share a PID namespace.
     pub(crate) init: Option<Process>,
     /// UpdatePodSandboxResources; `None` until the first one.
+    /// Layers of the images that are mounted as volumes, which must stay even when the image is removed.
+    #[serde(default)]
+    pub(crate) image_volumes: Vec<Vec<ChainId>>,
     pub(crate) overhead: Option<LinuxContainerResources>,
     pub(crate) resources: Option<LinuxContainerResources>,
 }

@@ -81,6 +81,7 @@ async fn reserve(daemon: &Arc<Daemon>, request: &PodRequest, handler: String) ->
         created_at: Timestamp::now(),
         state: PodState::Creating,
         ips: Vec::new(),
+        image_volumes: Vec::new(),
         init: None,
         overhead: None,
         resources: None,

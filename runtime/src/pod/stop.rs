@@ -44,8 +44,9 @@ async fn kill_containers(daemon: &Arc<Daemon>, pod: &Pod) -> Result<()> {
     let stops = containers.iter().map(|container| container::stop::stop(daemon, container, Duration::ZERO));
     join_all(stops).await.into_iter().collect::<Result<()>>()?;
     for container in &containers {
-        // An end that is being settled still needs the shim: an OCI runtime's own state is deleted through it.
-        drop(container.ops.lock().await);
+        // Needs the shim, through which an OCI runtime's own state is deleted; and an earlier clean-up may have failed.
+        let _ops = container.ops.lock().await;
+        container::exit::clean_up(daemon, container).await?;
     }
     Ok(())
 }
@@ -82,6 +83,15 @@ fn release(daemon: &Daemon, pod: &Pod) -> Result<()> {
 /// # Errors
 /// The first step that failed; a repetition goes on from there.
 pub(crate) async fn remove(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
+    let key = format!("remove {}", pod.id);
+    let job = || {
+        let (daemon, pod) = (Arc::clone(daemon), Arc::clone(pod));
+        async move { remove_steps(&daemon, &pod).await }
+    };
+    daemon.step_jobs.join_or_start(key, job).await
+}
+
+async fn remove_steps(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
     stop(daemon, pod).await?;
     let containers = daemon.containers_of(pod);
     let removals = containers.iter().map(|container| container::remove::remove(daemon, container));

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crisp_snapshot::Rootfs;
+use crisp_sys::mount;
 use crisp_sys::path::{Missing, RootedDir};
 
 use super::Pod;
@@ -34,9 +35,12 @@ fn try_mount(daemon: &Daemon, pod: &Pod, name: &str, sub_path: &str) -> Result<V
     let image = found.ok_or_else(|| Error::NotFound { what: "image", id: name.to_owned() })?;
     let target = pod.dir.image_volumes().join(image.id.as_str().replace(':', "-"));
     let _one_at_a_time = pod.volumes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if !target.exists() {
+    if !mount::is_mountpoint(&target).unwrap_or(false) {
         crisp_store::ensure_dir(&pod.dir.image_volumes()).doing("make the directory of image volumes")?;
         pod.keep_layers(daemon.images.pin(&image));
+        pod.update(|record| record.image_volumes.push(image.chain.clone()))?;
+        // Nothing, or the mount point of a try that failed.
+        Rootfs::unmount(&target).doing("clear the mount point")?;
         Rootfs::mount_read_only(&daemon.layers, &image.chain, &target).doing("mount the image")?;
     }
     Ok(Volume { path: inside(&target, sub_path)?, image_id: image.id.to_string() })

@@ -2,6 +2,7 @@
 //! death, is what counts.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Pod;
 use super::state::{PodEvent, PodState};
@@ -10,6 +11,11 @@ use crate::container::exit::{self, Seen};
 use crate::container::state::ContainerState;
 use crate::daemon::Daemon;
 use crate::supervisor::{self, ContainerPhase, Event, ShimState, Supervision};
+
+/// Pause after a failed try to reach a shim; it doubles up to [`CONNECT_PAUSE_MAX`].
+const CONNECT_PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Longest pause between two tries.
+const CONNECT_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Starts the task. It ends when the shim does.
 pub(crate) fn spawn(daemon: Arc<Daemon>, pod: Arc<Pod>, supervision: Supervision) {
@@ -24,13 +30,30 @@ async fn watch(daemon: Arc<Daemon>, pod: Arc<Pod>, mut supervision: Supervision)
             heard(&daemon, event);
         }
         // Broken, or gone with the shim: connecting again tells which.
-        match supervisor::connect(&pod.dir.socket()).await {
-            Ok(again) => {
+        match meet(&pod).await {
+            Some(again) => {
                 pod.set_supervisor(Some(again.client.clone()));
                 supervision = again;
             }
-            Err(_gone) => return gone(&daemon, &pod).await,
+            None => return gone(&daemon, &pod).await,
         }
+    }
+}
+
+/// Connects to the pod's shim, again and again while it may live; `None` when it is proved to be dead.
+pub(crate) async fn meet(pod: &Pod) -> Option<Supervision> {
+    let mut pause = CONNECT_PAUSE_MIN;
+    loop {
+        match supervisor::connect(&pod.dir.socket()).await {
+            Ok(supervision) => return Some(supervision),
+            Err(error) if error.proves_death() => return None,
+            Err(error) => {
+                let error = crate::error::chain(&error);
+                tracing::warn!(pod_id = %pod.id, error, "the pod's shim cannot be reached; trying again");
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(CONNECT_PAUSE_MAX);
     }
 }
 

@@ -24,8 +24,8 @@ const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 pub(super) const REQUEST_BYTES_MAX: usize = 128 * 1024;
 /// Events that may wait for the pod's task. When it is further behind, the connection is made anew.
 const EVENTS_MAX: usize = 256;
-/// How long a shim may take to answer. An OCI runtime program behind it can be slow.
-const ANSWER_MAX: Duration = Duration::from_secs(100);
+/// How long a shim may take to answer: longer than it lets a creation take, so that it can say what took so long.
+const ANSWER_MAX: Duration = Duration::from_secs(110);
 
 /// An answer, with what came beside it.
 type Answer = (pb::reply::Result, Vec<OwnedFd>);

@@ -46,6 +46,13 @@ pub(crate) enum Error {
 }
 
 impl Error {
+    /// Whether it proves that no shim listens any more: its socket is gone, or nobody accepts on it. Everything else (no free
+    /// descriptor, a full backlog, a slow answer) says nothing about its containers.
+    pub(crate) fn proves_death(&self) -> bool {
+        use std::io::ErrorKind::{ConnectionRefused, NotFound};
+        matches!(self, Self::Connect { source, .. } if matches!(source.kind(), ConnectionRefused | NotFound))
+    }
+
     /// What a caller can do about it.
     pub(crate) fn kind(&self) -> ErrorKind {
         match self {

@@ -65,7 +65,7 @@ struct Session<'a> {
 impl Session<'_> {
     async fn end(&mut self) -> Result<ExecEnd, Error> {
         let end = (&mut self.end).await;
-        self.ended = true;
+        self.ended = end.is_ok();
         end.map_err(|_dropped| Error::Closed)
     }
 }

@@ -38,13 +38,21 @@ impl Launcher {
     /// Binds `<pod_dir>/shim.sock`, starts a shim in the cgroup, connects to it. The shim outlives the daemon.
     ///
     /// # Errors
-    /// [`Error::Bind`], [`Error::Spawn`]; no shim is left then. Those of [`connect`].
+    /// [`Error::Bind`], [`Error::Spawn`], those of [`connect`]; no shim is left then.
     pub(crate) async fn spawn(&self, pod_dir: &Path, cgroup: &CgroupEntry) -> Result<Supervision, Error> {
         let socket = pod_dir.join("shim.sock");
         let listener = bind(&socket).map_err(|source| Error::Bind { path: socket.clone(), source })?;
         let pidfd = self.start(pod_dir, &listener, cgroup).await?;
+        let spare =
+            pidfd.try_clone().map_err(|source| Error::Spawn { pod_dir: pod_dir.to_owned(), source })?;
         reap(pidfd);
-        connect(&socket).await
+        let connected = connect(&socket).await;
+        if connected.is_err()
+            && let Err(error) = crisp_sys::pidfd::kill(&spare)
+        {
+            tracing::warn!(%error, "kill a shim that cannot be reached");
+        }
+        connected
     }
 
     async fn start(
