@@ -167,6 +167,9 @@ async fn meet_shim(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
         end_half_started(&owner, &met).await;
         match supervision {
             Some(supervision) => {
+                // Who asks first is told of what ended meanwhile.
+                let ends = watch::ends(&owner, &met, &supervision.state);
+                join_all(ends.iter().map(|(container, seen)| exit::settle(&owner, container, *seen))).await;
                 reopen_netlink(&met).await;
                 watch::spawn(owner, met, supervision);
             }

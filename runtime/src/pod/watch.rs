@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::Pod;
 use super::state::{PodEvent, PodState};
 use crate::blocking;
+use crate::container::Container;
 use crate::container::exit::{self, Seen};
 use crate::container::state::ContainerState;
 use crate::daemon::Daemon;
@@ -25,7 +26,9 @@ pub(crate) fn spawn(daemon: Arc<Daemon>, pod: Arc<Pod>, supervision: Supervision
 
 async fn watch(daemon: Arc<Daemon>, pod: Arc<Pod>, mut supervision: Supervision) {
     loop {
-        settle(&daemon, &pod, &supervision.state);
+        for (container, seen) in ends(&daemon, &pod, &supervision.state) {
+            exit::spawn(&daemon, &container.id, seen);
+        }
         while let Some(event) = supervision.events.recv().await {
             heard(&daemon, event);
         }
@@ -62,18 +65,18 @@ fn heard(daemon: &Arc<Daemon>, event: Event) {
     exit::spawn(daemon, &id, Seen::Exit(exit));
 }
 
-/// Brings the containers to what the shim says of them. One that it does not know was lost.
-fn settle(daemon: &Arc<Daemon>, pod: &Pod, state: &ShimState) {
-    for container in daemon.containers_of(pod) {
+/// The ends that the shim's account tells of. A container that runs by its record and that the shim does not know was lost.
+pub(crate) fn ends(daemon: &Daemon, pod: &Pod, state: &ShimState) -> Vec<(Arc<Container>, Seen)> {
+    let seen = |container: Arc<Container>| {
         let known = state.containers.iter().find(|known| known.id == container.id);
         let running = matches!(container.state(), ContainerState::Running { .. });
         match known.map(|known| known.phase) {
-            Some(ContainerPhase::Exited(exit)) => exit::spawn(daemon, &container.id, Seen::Exit(exit)),
-            Some(ContainerPhase::Alive) => {}
-            None if running => exit::spawn(daemon, &container.id, Seen::ShimGone),
-            None => {}
+            Some(ContainerPhase::Exited(exit)) => Some((container, Seen::Exit(exit))),
+            Some(ContainerPhase::Alive) => None,
+            None => running.then_some((container, Seen::ShimGone)),
         }
-    }
+    };
+    daemon.containers_of(pod).into_iter().filter_map(seen).collect()
 }
 
 /// The shim is dead: what it ran is killed, and the pod can start nothing more.
