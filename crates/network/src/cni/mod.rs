@@ -81,7 +81,10 @@ impl Cni {
     }
 
     /// Runs DEL through the whole chain, backwards, whatever a plugin answers. `netns`: `None` when it is gone. `result`: of the
-    /// ADD, null when it never came to one; failures are only logged then, since the plugin that failed the ADD fails here too.
+    /// ADD, null when it never came to one: a plugin that is not on this machine has made nothing then.
+    ///
+    /// # Errors
+    /// The first failure.
     pub(crate) fn del(
         &self,
         id: &SandboxId,
@@ -96,16 +99,19 @@ impl Cni {
         let mut outcome = Ok(());
         for plugin in list.plugins.iter().rev() {
             let config = execution_config(&list, plugin, &record.capabilities, previous);
-            let answer = self.call(plugin, "DEL", &config, environment(id, netns.clone(), record));
-            outcome = outcome.and(answer.map(drop));
-        }
-        match outcome {
-            Err(error) if result.is_null() => {
-                tracing::warn!(pod_id = %id, %error, "take an unfinished network down");
-                Ok(())
+            if result.is_null() && invoke::find(plugin_type(plugin), &self.bin_dirs).is_none() {
+                continue;
             }
-            outcome => outcome,
+            let answer = self.call(plugin, "DEL", &config, environment(id, netns.clone(), record));
+            match answer {
+                // It failed the ADD in the same way, so that it holds nothing.
+                Err(error) if result.is_null() && is_absent(&error) => {
+                    tracing::warn!(pod_id = %id, %error, "take an unfinished network down");
+                }
+                answer => outcome = outcome.and(answer.map(drop)),
+            }
         }
+        outcome
     }
 
     /// Tells plugins (from version 1.1 on) which sandboxes are attached, so that they drop the rest. Every plugin is
