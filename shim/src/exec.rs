@@ -8,7 +8,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use crisp_sys::clone::{CloneArgs, Parent, SingleThreaded, close_on_exec_from, dup_above, dup_onto};
+use crisp_sys::clone::{CloneArgs, Parent, SingleThreaded, close_all_from_except, dup_above, dup_onto};
 use oci_spec::runtime::{Process, Spec};
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::thread::ThreadNameSpaceType as Ns;
@@ -56,6 +56,10 @@ fn enter(single: SingleThreaded, order: &ExecOrder<'_>, control: &OwnedFd) -> Re
         process,
     };
     process::set_oom_score_adj(prepared.process.oom_score_adj())?;
+    // Nothing of the shim's goes along. Its owners are in this copy too, where nothing drops them.
+    let mut keep = kept(order, control);
+    keep.extend([order.init.as_fd(), prepared.proc.as_fd()]);
+    close_all_from_except(3, &keep).step(|| "close inherited descriptors")?;
     // A user namespace is not entered: containers with one are refused at their creation.
     let namespaces =
         Ns::MOUNT | Ns::NETWORK | Ns::INTER_PROCESS_COMMUNICATION | Ns::HOST_NAME_AND_NIS_DOMAIN_NAME;
@@ -73,6 +77,12 @@ fn enter(single: SingleThreaded, order: &ExecOrder<'_>, control: &OwnedFd) -> Re
         })
         .step(|| "clone the process of the exec")?;
     control::send_process(control, child.pid, child.pidfd.as_fd()).step(|| "report the process")
+}
+
+/// What the process needs until its stdio stands.
+fn kept<'a>(order: &'a ExecOrder<'_>, control: &'a OwnedFd) -> Vec<BorrowedFd<'a>> {
+    let stdio = order.stdio.iter().flat_map(|stdio| [&stdio.stdin, &stdio.stdout, &stdio.stderr]);
+    stdio.chain([control]).map(|fd| fd.as_fd()).collect()
 }
 
 /// The container's filter, whose flags stand in its specification.
@@ -98,13 +108,15 @@ fn prepare(order: &ExecOrder<'_>, prepared: &Prepared, control: &OwnedFd) -> Res
     let process = &prepared.process;
     let label = prepared.label.as_ref().map(|label| label.open(&prepared.proc)).transpose()?;
     let mut executable = Executable::new(process, label)?;
+    // From here on paths are the container's.
+    executable.close_others(&kept(order, control))?;
     rustix::process::setsid().step(|| "make a session")?;
     let uid = process.user().uid();
     match &order.stdio {
         Some(stdio) => place([stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()])?,
         None => open_terminal(uid, control)?,
     }
-    close_on_exec_from(3).step(|| "close inherited descriptors")?;
+    executable.close_others(&[control.as_fd()])?;
     if let Some(home) = libcontainer::utils::get_user_home(uid) {
         executable.default_variable("HOME", &home.to_string_lossy());
     }

@@ -4,9 +4,11 @@
 use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use crisp_sys::clone::close_all_from_except;
 use crisp_sys::seccomp::Program;
 use oci_spec::runtime::{
     Capabilities, Capability as Cap, LinuxCapabilities, LinuxSeccomp, LinuxSeccompFilterFlag, PosixRlimit,
@@ -382,6 +384,14 @@ impl Executable {
         if let Ok(variable) = CString::new(prefix + value) {
             self.env.push(variable);
         }
+    }
+
+    /// Closes every descriptor of the calling process but its stdio, these, and what [`Self::exec`] itself still needs, so that
+    /// the program's path leads to nothing of the host. From here on no owner of a descriptor may be dropped.
+    pub(crate) fn close_others(&self, keep: &[BorrowedFd<'_>]) -> Result<()> {
+        let label = self.label.as_ref().map(|label| label.file.as_fd());
+        let keep: Vec<_> = keep.iter().copied().chain(label).collect();
+        close_all_from_except(3, &keep).step(|| "close inherited descriptors")
     }
 
     /// Replaces the calling program; returns only the error.

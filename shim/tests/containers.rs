@@ -553,3 +553,38 @@ fn an_apparmor_profile_that_is_not_there_stops_the_start_and_the_exec() {
         assert!(failure.message.contains("crisp-missing"), "{failure:?}");
     });
 }
+
+/// Numbers of the descriptors that a process of the shim may have open.
+const NUMBERS: std::ops::Range<i32> = 3..40;
+
+#[test]
+fn a_program_is_not_found_through_descriptors_of_the_host() {
+    as_root(|| {
+        let mut pod = Pod::new();
+        let program = |number: i32| format!("/proc/self/fd/{number}/../bin/true");
+        let scripts = |setup: &pod::Setup| {
+            for number in NUMBERS {
+                let path = setup.dir.join(format!("rootfs/bin/script{number}"));
+                std::fs::write(&path, format!("#!{}\n", program(number))).unwrap();
+                let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+                std::fs::set_permissions(&path, mode).unwrap();
+            }
+        };
+        let running = pod.container(&["sleep", "1000"]);
+        scripts(&running);
+        pod.run(&running);
+        for number in NUMBERS {
+            for args in [program(number), format!("/bin/script{number}")] {
+                let exec = pod.daemon.exec(&running, &running.exec_process(&[&args]), 0);
+                assert!(exec.is_err(), "exec of {args}: {exec:?}");
+                let setup = pod.container(&[&args]);
+                scripts(&setup);
+                pod.daemon.create(&setup).unwrap();
+                let started = pod.daemon.start(&setup.id);
+                assert!(started.is_err(), "start of {args}: {started:?}");
+                pod.daemon.exit(&setup.id);
+                pod.daemon.delete(&setup.id).unwrap();
+            }
+        }
+    });
+}

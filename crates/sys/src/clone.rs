@@ -7,8 +7,10 @@ mod program;
 mod signals;
 mod spawn;
 
-pub use descriptors::{claim_inherited, close_on_exec_from, dup_above, dup_onto};
-pub use fork::{Child, CloneArgs, Parent, SingleThreaded, enter_new_mount_namespace, exec, exec_descriptor};
+pub use descriptors::{claim_inherited, close_all_from_except, close_on_exec_from, dup_above, dup_onto};
+pub use fork::{
+    Child, CloneArgs, Parent, SingleThreaded, end_now, enter_new_mount_namespace, exec, exec_descriptor,
+};
 pub use program::{ProgramText, sealed_program};
 pub(crate) use signals::probe as probe_signal;
 pub use signals::{reset as reset_signals, signal_from_number, watch as watch_signals};

@@ -6,15 +6,17 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use crisp_sys::clone::end_now;
 use libcontainer::workload::{
     Executor as LibExecutor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 use oci_spec::runtime::{PosixRlimit, Spec};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
+use super::init::CODE_NOT_STARTED;
 use super::spec::Plan;
 use crate::control;
-use crate::error::{Result, Step as _, chain};
+use crate::error::{Error, Result, Step as _, chain};
 use crate::process::{self, Confinement, Executable, OpenLabel};
 
 /// What init still has to do; libcontainer wants it cloneable.
@@ -67,18 +69,28 @@ impl LibExecutor for Executor {
         Ok(())
     }
 
+    /// Does not return: what libcontainer holds is closed by then and must not be dropped.
     fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
-        let work = &self.0;
-        let confined = process::set_rlimits(&work.rlimits).and_then(|()| work.confinement.apply());
-        let error = match confined {
-            Ok(()) => work.executable.borrow().exec(),
-            Err(error) => error,
-        };
-        Err(ExecutorError::Other(chain(&error)))
+        let error = self.0.execute();
+        control::send_failed(self.0.control.as_fd(), &chain(&error));
+        end_now(CODE_NOT_STARTED)
     }
 }
 
 impl Work {
+    /// Replaces the calling program; returns only the error.
+    fn execute(&self) -> Error {
+        let executable = self.executable.borrow();
+        let ready = executable
+            .close_others(&[self.control.as_fd()])
+            .and_then(|()| process::set_rlimits(&self.rlimits))
+            .and_then(|()| self.confinement.apply());
+        match ready {
+            Ok(()) => executable.exec(),
+            Err(error) => error,
+        }
+    }
+
     fn finish(&self) -> Result<()> {
         process::raise_permitted()?;
         for (target, propagation) in &self.propagation {

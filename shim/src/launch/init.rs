@@ -17,7 +17,7 @@ use crate::error::{Error, Result, Step as _, chain};
 use crate::process;
 
 /// Exit code of an init that could not run its program, as the kubelet's `StartError` has it.
-const CODE_NOT_STARTED: u8 = 128;
+pub(super) const CODE_NOT_STARTED: u8 = 128;
 
 /// libcontainer's init waits for a connection before it runs the program. The wait that counts is ours (it ends with the shim), so
 /// here a connection is waiting already.

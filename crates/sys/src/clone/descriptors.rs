@@ -1,7 +1,7 @@
 //! Descriptors at fixed numbers: what a program inherits, and what it gives to the next one.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// `CLOSE_RANGE_CLOEXEC` (`linux/close_range.h`).
@@ -66,4 +66,54 @@ pub fn close_on_exec_from(first: RawFd) -> io::Result<()> {
     // SAFETY: three integers; with this flag no descriptor is closed under its owner.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, CLOEXEC) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Closes all descriptors from this number on but these, under their owners: only for a process that is about to execute a
+/// program or to end at once, and that drops no owner of a closed one on its way.
+///
+/// The kernel opens a program, and the interpreter that its `#!` names, before it closes what is marked to be closed on exec;
+/// what a container may not reach through `/proc/self/fd` has to be closed before (CVE-2024-21626).
+///
+/// # Errors
+/// `ENOSYS` before Linux 5.9; `InvalidInput` for a negative number.
+pub fn close_all_from_except(first: RawFd, keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let number = |raw| libc::c_uint::try_from(raw).map_err(|_negative| io::ErrorKind::InvalidInput);
+    let keep = keep.iter().map(|fd| number(fd.as_raw_fd())).collect::<Result<Vec<_>, _>>()?;
+    for (from, to) in gaps(number(first)?, keep) {
+        // SAFETY: three integers. Owners of what is closed here stay behind; that they are neither used nor dropped is what
+        // this function asks of its callers, whose next step is `execve` or `_exit`.
+        let result = unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// The ranges of numbers from `first` on between those to keep.
+fn gaps(first: libc::c_uint, mut keep: Vec<libc::c_uint>) -> Vec<(libc::c_uint, libc::c_uint)> {
+    keep.sort_unstable();
+    let mut gaps = Vec::with_capacity(keep.len() + 1);
+    let mut next = first;
+    for kept in keep.into_iter().filter(|&kept| kept >= first) {
+        if kept > next {
+            gaps.push((next, kept - 1));
+        }
+        next = kept + 1;
+    }
+    gaps.push((next, libc::c_uint::MAX));
+    gaps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_lies_in_no_gap() {
+        let max = libc::c_uint::MAX;
+        assert_eq!(gaps(3, vec![]), [(3, max)]);
+        assert_eq!(gaps(3, vec![9, 3, 1, 4, 9, 7]), [(5, 6), (8, 8), (10, max)]);
+        assert_eq!(gaps(3, vec![5]), [(3, 4), (6, max)]);
+    }
 }

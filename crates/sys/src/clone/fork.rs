@@ -43,8 +43,7 @@ impl SingleThreaded {
         if pid == 0 {
             // The child must never return into the caller's code.
             let code = catch_unwind(AssertUnwindSafe(child)).unwrap_or(CODE_PANIC);
-            // SAFETY: ends the process at once, without the parent's exit handlers.
-            unsafe { libc::_exit(i32::from(code)) };
+            end_now(code);
         }
         let pid = i32::try_from(pid).map_err(|_out_of_range| io::ErrorKind::InvalidData)?;
         // SAFETY: with CLONE_PIDFD, which is always set, the kernel put a new descriptor of ours there.
@@ -156,6 +155,14 @@ pub fn exec_descriptor(program: impl AsFd, args: &[CString], env: &[CString]) ->
         libc::syscall(libc::SYS_execveat, fd, c"".as_ptr(), args.as_ptr(), env.as_ptr(), libc::AT_EMPTY_PATH);
     }
     io::Error::last_os_error()
+}
+
+/// Ends the process at once: nothing is dropped and no exit handler runs.
+///
+/// For a process that has closed descriptors under their owners ([`super::close_all_from_except`]).
+pub fn end_now(code: u8) -> ! {
+    // SAFETY: takes an integer and does not return.
+    unsafe { libc::_exit(i32::from(code)) }
 }
 
 pub(super) fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
