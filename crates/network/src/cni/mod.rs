@@ -103,13 +103,7 @@ impl Cni {
                 continue;
             }
             let answer = self.call(plugin, "DEL", &config, environment(id, netns.clone(), record));
-            match answer {
-                // It failed the ADD in the same way, so that it holds nothing.
-                Err(error) if result.is_null() && is_absent(&error) => {
-                    tracing::warn!(pod_id = %id, %error, "take an unfinished network down");
-                }
-                answer => outcome = outcome.and(answer.map(drop)),
-            }
+            outcome = outcome.and(answer.map(drop));
         }
         outcome
     }
