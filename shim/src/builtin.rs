@@ -76,7 +76,7 @@ pub(crate) fn run_self(fds: &[OwnedFd], mode: &str) {
         (0..).zip(&moved).try_for_each(|(number, fd)| dup_onto(fd, number))
     };
     let args = ["crisp-shim", mode].map(CString::new);
-    if let (Ok(()), [Ok(name), Ok(mode)]) = (place(), args) {
+    if let (Ok(()), Ok(()), [Ok(name), Ok(mode)]) = (place(), crate::process::unspare(), args) {
         // Signals stay blocked in this copy of the shim; the new program wants none of that.
         let _unchanged = crisp_sys::clone::reset_signals();
         let _error = crisp_sys::clone::exec(c"/proc/self/exe", &[name, mode], &[]);

@@ -101,6 +101,7 @@ fn run(args: &[CString], stdio: &[OwnedFd; 3]) {
         crisp_sys::clone::reset_signals()
     };
     if place().is_ok()
+        && crate::process::unspare().is_ok()
         && let (Some(program), Ok(path)) = (args.first(), CString::new(PATH))
     {
         let _error = crisp_sys::clone::exec(program, args, &[path]);

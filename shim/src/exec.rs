@@ -55,6 +55,7 @@ fn enter(single: SingleThreaded, order: &ExecOrder<'_>, control: &OwnedFd) -> Re
         proc: process::open_proc()?,
         process,
     };
+    process::unspare()?;
     process::set_oom_score_adj(prepared.process.oom_score_adj())?;
     // Nothing of the shim's goes along. Its owners are in this copy too, where nothing drops them.
     let mut keep = kept(order, control);

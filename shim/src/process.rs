@@ -7,6 +7,7 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use crisp_sys::clone::close_all_from_except;
 use crisp_sys::seccomp::Program;
@@ -307,14 +308,31 @@ fn resource(typ: PosixRlimitType) -> Resource {
     }
 }
 
+const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
+
+/// What the shim was started with. Set once, by [`spare_supervisor`].
+static OOM_SCORE_ADJ_BEFORE: OnceLock<i32> = OnceLock::new();
+
 /// Sets `oom_score_adj`. Without the right to go below what is there, it stays.
 pub(crate) fn set_oom_score_adj(value: Option<i32>) -> Result<()> {
-    const PATH: &str = "/proc/self/oom_score_adj";
     let Some(value) = value else { return Ok(()) };
-    match std::fs::write(PATH, value.to_string()) {
+    match std::fs::write(OOM_SCORE_ADJ, value.to_string()) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-        result => result.step(|| format!("write {value} to {PATH}")),
+        result => result.step(|| format!("write {value} to {OOM_SCORE_ADJ}")),
     }
+}
+
+/// Sets the shim's own `oom_score_adj` and remembers what it was, which is what its children get back.
+pub(crate) fn spare_supervisor(value: i32) -> Result<()> {
+    let text = std::fs::read_to_string(OOM_SCORE_ADJ).step(|| format!("read {OOM_SCORE_ADJ}"))?;
+    OOM_SCORE_ADJ_BEFORE.get_or_init(|| text.trim().parse().unwrap_or(0));
+    set_oom_score_adj(Some(value))
+}
+
+/// In a child of the shim: takes back what [`spare_supervisor`] has set. What is to become a container's process must not be
+/// spared, also when its specification does not say what it gets.
+pub(crate) fn unspare() -> Result<()> {
+    set_oom_score_adj(OOM_SCORE_ADJ_BEFORE.get().copied())
 }
 
 /// Goes to the working directory, which is made when it is missing, and makes sure that it lies inside the container.

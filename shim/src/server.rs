@@ -355,7 +355,7 @@ fn become_supervisor() -> Result<()> {
     // Containers start from these groups.
     rustix::thread::set_thread_groups(&[]).step(|| "leave the supplementary groups")?;
     crisp_sys::clone::reset_signals().step(|| "reset the signals")?;
-    crate::process::set_oom_score_adj(Some(OOM_SCORE_ADJ))
+    crate::process::spare_supervisor(OOM_SCORE_ADJ)
 }
 
 /// The kernel shall rather end a container than its supervisor; where that may not be set, it stays.

@@ -561,11 +561,12 @@ const NUMBERS: std::ops::Range<i32> = 3..40;
 fn a_program_is_not_found_through_descriptors_of_the_host() {
     as_root(|| {
         let mut pod = Pod::new();
-        let program = |number: i32| format!("/proc/self/fd/{number}/../bin/true");
+        // Needs no library, which would not be found.
+        let program = |number: i32| format!("/proc/self/fd/{number}/../bin/busybox");
         let scripts = |setup: &pod::Setup| {
             for number in NUMBERS {
                 let path = setup.dir.join(format!("rootfs/bin/script{number}"));
-                std::fs::write(&path, format!("#!{}\n", program(number))).unwrap();
+                std::fs::write(&path, format!("#!{} true\n", program(number))).unwrap();
                 let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
                 std::fs::set_permissions(&path, mode).unwrap();
             }
@@ -585,6 +586,25 @@ fn a_program_is_not_found_through_descriptors_of_the_host() {
                 pod.daemon.exit(&setup.id);
                 pod.daemon.delete(&setup.id).unwrap();
             }
+        }
+    });
+}
+
+#[test]
+fn only_the_shim_is_spared_by_the_oom_killer() {
+    as_root(|| {
+        let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+        let mut pod = Pod::new();
+        for requested in [None, Some(500)] {
+            let mut setup = pod.container(&["sh", "-c", "cat /proc/self/oom_score_adj; exec sleep 1000"]);
+            if let Some(requested) = requested {
+                setup.process()["oomScoreAdj"] = requested.into();
+            }
+            pod.run(&setup);
+            let wanted = requested.map_or_else(|| own.clone(), |requested: i32| format!("{requested}\n"));
+            pod::eventually("the value of init", || (setup.output() == wanted).then_some(()));
+            let process = setup.exec_process(&["cat", "/proc/self/oom_score_adj"]);
+            assert_eq!(pod.daemon.exec(&setup, &process, 0).unwrap().stdout, wanted);
         }
     });
 }

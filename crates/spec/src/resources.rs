@@ -81,12 +81,13 @@ impl Resources {
     }
 }
 
-/// The adjustment to set: the requested one, no lower than the daemon may go, `None` when none was requested.
+/// The adjustment to set: the requested one, 0 when none was requested, no lower than the daemon may go. Always one: what a
+/// container would inherit is its supervisor's, which the kernel is told to spare.
 ///
 /// # Errors
 /// [`SpecError::Field`] outside of -1000 to 1000.
 pub(crate) fn oom_score_adj(resources: &Resources, host: &HostFacts) -> Result<Option<i32>, SpecError> {
-    let Some(requested) = resources.oom_score_adj else { return Ok(None) };
+    let requested = resources.oom_score_adj.unwrap_or(0);
     if !(OOM_SCORE_ADJ_MIN..=OOM_SCORE_ADJ_MAX).contains(&requested) {
         return Err(SpecError::field("oom_score_adj", &requested.to_string(), "outside of -1000 to 1000"));
     }

@@ -136,7 +136,9 @@ fn oom_score_is_raised_to_the_floor() {
     }
     assert!(oom_score_adj(&at(-1001), &floor).is_err());
     assert!(oom_score_adj(&at(1001), &floor).is_err());
-    assert_eq!(oom_score_adj(&Resources::default(), &floor).unwrap(), None);
+    assert_eq!(oom_score_adj(&Resources::default(), &floor).unwrap(), Some(0));
+    let raised = HostFacts { oom_score_adj_min: 300, ..host() };
+    assert_eq!(oom_score_adj(&Resources::default(), &raised).unwrap(), Some(300));
 }
 
 #[test]
