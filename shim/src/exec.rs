@@ -108,7 +108,7 @@ fn become_program(order: &ExecOrder<'_>, prepared: &Prepared, control: &OwnedFd)
 fn prepare(order: &ExecOrder<'_>, prepared: &Prepared, control: &OwnedFd) -> Result<Executable> {
     let process = &prepared.process;
     let label = prepared.label.as_ref().map(|label| label.open(&prepared.proc)).transpose()?;
-    let mut executable = Executable::new(process, label)?;
+    let executable = Executable::new(process, label)?;
     // From here on paths are the container's.
     executable.close_others(&kept(order, control))?;
     rustix::process::setsid().step(|| "make a session")?;
@@ -118,9 +118,6 @@ fn prepare(order: &ExecOrder<'_>, prepared: &Prepared, control: &OwnedFd) -> Res
         None => open_terminal(uid, control)?,
     }
     executable.close_others(&[control.as_fd()])?;
-    if let Some(home) = libcontainer::utils::get_user_home(uid) {
-        executable.default_variable("HOME", &home.to_string_lossy());
-    }
     set_user(process)?;
     process::enter_cwd(process.cwd())?;
     process::set_rlimits(process.rlimits().as_deref().unwrap_or_default())?;
