@@ -109,6 +109,8 @@ fn parse_start_time(stat: &[u8]) -> Option<u64> {
 pub(crate) struct Container {
     pub(crate) order: pb::CreateContainer,
     pub(crate) phase: Phase,
+    /// A seccomp filter lay in its bundle when it was made.
+    pub(crate) filtered: bool,
     /// Until it was reaped.
     pub(crate) init: Option<Process>,
     /// Init has said that it waits for its start.

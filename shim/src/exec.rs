@@ -86,9 +86,10 @@ fn kept<'a>(order: &'a ExecOrder<'_>, control: &'a OwnedFd) -> Vec<BorrowedFd<'a
     stdio.chain([control]).map(|fd| fd.as_fd()).collect()
 }
 
-/// The container's filter, whose flags stand in its specification.
+/// The container's filter, whose flags stand in its specification. One that the container has and that is not found any more is
+/// an error: without it an exec would be freer than its container.
 fn filter(order: &ExecOrder<'_>) -> Result<Option<Filter>> {
-    if !order.bundle.join("seccomp.bpf").exists() {
+    if !order.filtered {
         return Ok(None);
     }
     let path = order.bundle.join("config.json");

@@ -42,6 +42,7 @@ impl Server {
             container_id: container.id(),
             exec_id: &order.exec_id,
             bundle: &container.bundle(),
+            filtered: container.filtered,
             state_dir: container.state_dir(),
             init,
             process_json: &process_json,

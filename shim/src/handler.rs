@@ -36,6 +36,8 @@ pub(crate) struct ExecOrder<'a> {
     pub(crate) exec_id: &'a str,
     pub(crate) bundle: &'a Path,
     pub(crate) state_dir: &'a Path,
+    /// The container was made with a seccomp filter.
+    pub(crate) filtered: bool,
     /// Of the container's init.
     pub(crate) init: &'a OwnedFd,
     pub(crate) process_json: &'a [u8],

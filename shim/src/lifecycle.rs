@@ -1,6 +1,7 @@
 //! A container's way from its creation to its end; see the picture in [`crate::container`].
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crisp_proto::supervisor as pb;
@@ -53,6 +54,7 @@ impl Server {
         let (ends, child) = stdio_pairs(&stdio)?;
         let oom_file = order.cgroup.as_ref().map_or("", |cgroup| cgroup.oom_file.as_str());
         let oom_kills_before = crate::cgroup::oom_kills(oom_file);
+        let filtered = Path::new(&order.bundle).join(crate::process::FILTER_FILE).exists();
         let begun = handler::of(order.handler.as_ref(), self.single)?.create(&order, child)?;
 
         let key = self.new_key();
@@ -64,6 +66,7 @@ impl Server {
         let mut container = Container {
             order,
             phase: Phase::Creating { asker, failure: None, deadline: Instant::now() + CREATE_TIMEOUT },
+            filtered,
             init: None,
             ready: false,
             ended: None,

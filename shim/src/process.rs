@@ -20,7 +20,9 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::error::{Error, Result, Step as _};
 
-/// Longest `seccomp.bpf`.
+/// Name of the compiled filter in a container's bundle.
+pub(crate) const FILTER_FILE: &str = "seccomp.bpf";
+/// Longest [`FILTER_FILE`].
 const FILTER_BYTES_MAX: u64 = 8 * crisp_sys::seccomp::INSTRUCTIONS_MAX as u64;
 
 /// Where programs are looked for when the environment does not say.
@@ -48,7 +50,7 @@ impl Filter {
                 other => return Err(Error::Unsupported(format!("seccomp flag {other:?}"))),
             };
         }
-        let path = bundle.join("seccomp.bpf");
+        let path = bundle.join(FILTER_FILE);
         let step = || format!("read the seccomp filter {}", path.display());
         let mut bytes = Vec::new();
         File::open(&path).step(step)?.take(FILTER_BYTES_MAX + 1).read_to_end(&mut bytes).step(step)?;

@@ -199,6 +199,10 @@ fn the_filter_of_the_container_counts_in_an_exec() {
         let exec = pod.daemon.exec(&setup, &setup.exec_process(&["mkdir", "/tmp/x"]), 0).unwrap();
         assert!(exec.stderr.contains("Operation not permitted"), "{exec:?}");
         assert_eq!(exec.code, 1);
+        // Without it nothing runs.
+        std::fs::remove_file(setup.dir.join("seccomp.bpf")).unwrap();
+        let failure = pod.daemon.exec(&setup, &setup.exec_process(&["true"]), 0).unwrap_err();
+        assert!(failure.message.contains("seccomp.bpf"), "{failure:?}");
     });
 }
 
