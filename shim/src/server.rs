@@ -199,13 +199,17 @@ impl Server {
             match received {
                 Ok(Some(packet)) => self.request(key, packet),
                 Ok(None) => break,
-                Err(_) => {
-                    self.connections.remove(&key);
-                    return;
-                }
+                Err(_) => return self.drop_connection(key),
             }
         }
         self.set_interest(key);
+    }
+
+    /// Out of the epoll first: a child between its clone and its `execve` may hold a duplicate, which would keep it there.
+    fn drop_connection(&mut self, key: u32) {
+        if let Some(connection) = self.connections.remove(&key) {
+            self.epoll.remove(connection.fd());
+        }
     }
 
     fn set_interest(&self, key: u32) {
@@ -219,7 +223,7 @@ impl Server {
         let Some(connection) = self.connections.get_mut(&key) else { return };
         let was_behind = connection.is_behind();
         if connection.send(message, fd).is_err() {
-            self.connections.remove(&key);
+            self.drop_connection(key);
         } else if connection.is_behind() != was_behind {
             self.set_interest(key);
         }
