@@ -56,8 +56,12 @@ fn a_killed_daemon_loses_no_line_and_no_exit_code(node: &mut Node, _: &mut Regis
         counters.iter().map(|(pod, config, _)| Ok(node.log(pod, config)?.len())).collect::<Result<_>>()?;
     node.start_daemon()?;
     for (_, _, id, code) in &ending {
-        let status = node.cri.container_status(id)?;
-        same("state", &status.state(), &cri::ContainerState::ContainerExited)?;
+        // The last words come a moment before the end.
+        let status = eventually(Seconds(5), || {
+            let status = node.cri.container_status(id)?;
+            same("state", &status.state(), &cri::ContainerState::ContainerExited)?;
+            Ok(status)
+        })?;
         same("exit code", &status.exit_code, code)?;
         ensure!(status.finished_at > status.started_at, "{status:?}");
     }
