@@ -140,6 +140,9 @@ impl Server {
             self.finish_exec(key);
         } else if exec.process.is_none() || exec.exit.is_some() {
             self.exec_failed(key);
+        } else {
+            // Its end is answered with the failure.
+            kill_tree(exec);
         }
     }
 
@@ -150,15 +153,39 @@ impl Server {
         self.reply(asker, Ok(answer), terminal);
     }
 
-    /// Nothing of the exec is left; whoever asked is told why.
+    /// Whoever asked is told why. A helper that died before its report may have left a process, which nobody would know.
     fn exec_failed(&mut self, key: u32) {
-        let Some(exec) = self.execs.remove(&key) else { return };
-        self.remove_group(exec.group);
+        let Some(mut exec) = self.execs.remove(&key) else { return };
+        kill_tree(&exec);
+        self.remove_group(exec.group.take());
         self.forget_exec_files(exec.container, &exec.id);
+        if exec.kill == Kill::TimeUp && exec.failure.is_none() {
+            return self.timed_out_on_the_way(exec);
+        }
         let text = exec.failure.unwrap_or_else(|| "the exec ended before its program ran".into());
         if let Some(asker) = exec.asker {
             self.reply(asker, Err(Error::Said(text)), None);
         }
+    }
+
+    /// The time was up before there was a process to name: a timeout as any other, not a failure.
+    fn timed_out_on_the_way(&mut self, exec: Exec) {
+        if let Some(asker) = exec.asker {
+            let nobody = pb::Started { pid: 0, start_time_ticks: 0 };
+            self.reply(asker, Ok(pb::reply::Result::Started(nobody)), None);
+        }
+        let killed = Ended::Signal(crate::exit::SIGKILL);
+        self.announce_exec_exit(exec, crate::exit::exit(killed, 0));
+    }
+
+    fn announce_exec_exit(&mut self, exec: Exec, exit: pb::Exit) {
+        let container = self.containers.get(&exec.container);
+        self.announce(pb::message::Kind::ExecExited(pb::ExecExited {
+            container_id: container.map(|container| container.id().to_owned()).unwrap_or_default(),
+            exec_id: exec.id,
+            exit: Some(exit),
+            timed_out: exec.kill == Kill::TimeUp,
+        }));
     }
 
     fn forget_exec_files(&self, container: u32, id: &str) {
@@ -213,17 +240,10 @@ impl Server {
         if tree_lives {
             return;
         }
-        let Some(exec) = self.execs.remove(&key) else { return };
-        self.remove_group(exec.group);
+        let Some(mut exec) = self.execs.remove(&key) else { return };
+        self.remove_group(exec.group.take());
         self.forget_exec_files(exec.container, &exec.id);
-        let container_id =
-            self.containers.get(&exec.container).map(|c| c.id().to_owned()).unwrap_or_default();
-        self.announce(pb::message::Kind::ExecExited(pb::ExecExited {
-            container_id,
-            exec_id: exec.id,
-            exit: Some(exit),
-            timed_out: exec.kill == Kill::TimeUp,
-        }));
+        self.announce_exec_exit(exec, exit);
     }
 
     /// Removes an exec's group. One that still holds processes is tried again when the next exec ends.

@@ -17,7 +17,7 @@ use crate::error::{Result, Step as _};
 /// Name of the record in a container's state directory.
 const FILE: &str = "exit.json";
 /// Number of SIGKILL, with which the kernel ends a process for lack of memory.
-const SIGKILL: u8 = 9;
+pub(crate) const SIGKILL: u8 = 9;
 /// What a shell makes of a child that SIGKILL ended.
 const CODE_KILLED: u8 = 128 + SIGKILL;
 

@@ -613,3 +613,17 @@ fn only_the_shim_is_spared_by_the_oom_killer() {
         }
     });
 }
+
+#[test]
+fn an_exec_whose_time_is_up_on_the_way_is_timed_out_not_failed() {
+    as_root(|| {
+        let mut pod = Pod::new();
+        let setup = pod.container(&["sleep", "1000"]);
+        pod.run(&setup);
+        for _ in 0..20 {
+            let exec = pod.daemon.exec(&setup, &setup.exec_process(&["sleep", "1001"]), 1).unwrap();
+            assert_eq!((exec.timed_out, exec.signal), (true, 9), "{exec:?}");
+        }
+        pod::eventually("only init", || (pod.cgroups.processes().len() == 1).then_some(()));
+    });
+}
