@@ -287,14 +287,31 @@ impl Server {
     }
 
     /// Registers a child. If it has ended already, that is handled now.
+    ///
+    /// The pidfd decides: a number alone may be that of an orphan that ended before, and the queue of those may have lost one.
     pub(crate) fn claim(&mut self, pid: i32, role: Role) {
-        if let Some(at) = self.unclaimed.iter().position(|(unclaimed, _)| *unclaimed == pid) {
-            if let Some((_, ended)) = self.unclaimed.remove(at) {
-                self.child_ended(role, ended);
+        let unreaped = self.pidfd_of(role).map(pidfd::is_unreaped);
+        match (unreaped, self.take_unclaimed(pid)) {
+            (Some(true), _) | (None, None) => {
+                self.children.insert(pid, role);
             }
-            return;
+            (_, Some(ended)) => self.child_ended(role, ended),
+            (Some(false), None) => self.child_ended(role, Ended::Signal(crate::exit::SIGKILL)),
         }
-        self.children.insert(pid, role);
+    }
+
+    fn take_unclaimed(&mut self, pid: i32) -> Option<Ended> {
+        let at = self.unclaimed.iter().position(|(unclaimed, _)| *unclaimed == pid)?;
+        self.unclaimed.remove(at).map(|(_, ended)| ended)
+    }
+
+    fn pidfd_of(&self, role: Role) -> Option<&OwnedFd> {
+        match role {
+            Role::Init(key) => self.containers.get(&key)?.init.as_ref()?.pidfd(),
+            Role::Exec(key) => self.execs.get(&key)?.process.as_ref()?.pidfd(),
+            Role::Command(key) => Some(&self.commands.get(&key)?.command.child.pidfd),
+            Role::PodInit => self.pod_init.as_ref()?.pidfd(),
+        }
     }
 
     /// A process that a command has reported.
