@@ -170,6 +170,8 @@ pub(crate) struct Exec {
     /// When the whole tree is killed.
     pub(crate) deadline: Option<Instant>,
     pub(crate) kill: Kill,
+    /// When its tree was first killed.
+    pub(crate) killed_at: Option<Instant>,
     /// Reaped; its helper's end of the control socket, or its tree, is waited for.
     pub(crate) exit: Option<pb::Exit>,
 }

@@ -25,6 +25,8 @@ const PROCESS_BYTES_MAX: u64 = 4 * 1024 * 1024;
 const ID_BYTES_MAX: usize = 64;
 /// Groups of ended execs that are kept for another try at removing them; the rest goes with the container's cgroup.
 const LEFTOVERS_MAX: usize = 64;
+/// How long the end of a killed exec waits for what it started.
+const TREE_KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Server {
     pub(crate) fn exec(&mut self, asker: Asker, order: pb::Exec, fds: Vec<OwnedFd>) -> Result<()> {
@@ -69,6 +71,7 @@ impl Server {
             group,
             deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
             kill: Kill::No,
+            killed_at: None,
             exit: None,
         };
         match begun {
@@ -237,7 +240,8 @@ impl Server {
         let Some(exec) = self.execs.get(&key) else { return };
         let Some(exit) = exec.exit else { return };
         let tree_lives = exec.kill != Kill::No && exec.group.as_ref().is_some_and(|group| !group.is_empty());
-        if tree_lives {
+        // What does not die by then (a hung file system) is left to the container's end.
+        if tree_lives && exec.killed_at.is_none_or(|at| at.elapsed() < TREE_KILL_TIMEOUT) {
             return;
         }
         let Some(mut exec) = self.execs.remove(&key) else { return };
@@ -270,7 +274,8 @@ impl Server {
         let killed: Vec<_> =
             self.execs.iter().filter(|(_, exec)| exec.kill != Kill::No).map(|(&key, _)| key).collect();
         for key in killed {
-            if let Some(exec) = self.execs.get(&key) {
+            if let Some(exec) = self.execs.get_mut(&key) {
+                exec.killed_at.get_or_insert(now);
                 kill_tree(exec);
             }
             self.finish_exec(key);
