@@ -17,6 +17,7 @@ use crisp_sys::pidfd::Ended;
 use crate::cgroup::ExecGroup;
 use crate::command::Command;
 use crate::output::Output;
+use crate::process::Filtered;
 
 /// Who asked: a connection and the number of its request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,8 +110,7 @@ fn parse_start_time(stat: &[u8]) -> Option<u64> {
 pub(crate) struct Container {
     pub(crate) order: pb::CreateContainer,
     pub(crate) phase: Phase,
-    /// A seccomp filter lay in its bundle when it was made.
-    pub(crate) filtered: bool,
+    pub(crate) filtered: Filtered,
     /// Until it was reaped.
     pub(crate) init: Option<Process>,
     /// Init has said that it waits for its start.

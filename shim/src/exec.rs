@@ -16,7 +16,7 @@ use rustix::thread::ThreadNameSpaceType as Ns;
 use crate::control;
 use crate::error::{Error, Result, Step as _, chain};
 use crate::handler::ExecOrder;
-use crate::process::{self, Confinement, Executable, Filter, Label};
+use crate::process::{self, Confinement, Executable, Filter, Filtered, Label};
 
 /// Exit code of an exec that could not run its program.
 const CODE_NOT_STARTED: u8 = 127;
@@ -89,7 +89,7 @@ fn kept<'a>(order: &'a ExecOrder<'_>, control: &'a OwnedFd) -> Vec<BorrowedFd<'a
 /// The container's filter, whose flags stand in its specification. One that the container has and that is not found any more is
 /// an error: without it an exec would be freer than its container.
 fn filter(order: &ExecOrder<'_>) -> Result<Option<Filter>> {
-    if !order.filtered {
+    if order.filtered == Filtered::No {
         return Ok(None);
     }
     let path = order.bundle.join("config.json");

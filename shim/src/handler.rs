@@ -11,6 +11,7 @@ use crate::builtin::Builtin;
 use crate::command::Command;
 use crate::error::{Error, Result};
 use crate::oci::OciBinary;
+use crate::process::Filtered;
 
 /// The container's ends of its descriptors, to be closed in the shim once they were given away.
 #[derive(Debug)]
@@ -36,8 +37,7 @@ pub(crate) struct ExecOrder<'a> {
     pub(crate) exec_id: &'a str,
     pub(crate) bundle: &'a Path,
     pub(crate) state_dir: &'a Path,
-    /// The container was made with a seccomp filter.
-    pub(crate) filtered: bool,
+    pub(crate) filtered: Filtered,
     /// Of the container's init.
     pub(crate) init: &'a OwnedFd,
     pub(crate) process_json: &'a [u8],

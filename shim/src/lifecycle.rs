@@ -16,6 +16,7 @@ use crate::error::{Error, Result, Step as _, chain};
 use crate::handler::{self, Begun, ChildStdio};
 use crate::log::Stream;
 use crate::output::Output;
+use crate::process::Filtered;
 use crate::server::{Role, Server};
 use crate::service::Answer;
 
@@ -54,7 +55,7 @@ impl Server {
         let (ends, child) = stdio_pairs(&stdio)?;
         let oom_file = order.cgroup.as_ref().map_or("", |cgroup| cgroup.oom_file.as_str());
         let oom_kills_before = crate::cgroup::oom_kills(oom_file);
-        let filtered = Path::new(&order.bundle).join(crate::process::FILTER_FILE).exists();
+        let filtered = Filtered::of(Path::new(&order.bundle));
         let begun = handler::of(order.handler.as_ref(), self.single)?.create(&order, child)?;
 
         let key = self.new_key();

@@ -21,12 +21,26 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use crate::error::{Error, Result, Step as _};
 
 /// Name of the compiled filter in a container's bundle.
-pub(crate) const FILTER_FILE: &str = "seccomp.bpf";
+const FILTER_FILE: &str = "seccomp.bpf";
 /// Longest [`FILTER_FILE`].
 const FILTER_BYTES_MAX: u64 = 8 * crisp_sys::seccomp::INSTRUCTIONS_MAX as u64;
 
 /// Where programs are looked for when the environment does not say.
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Whether a container was made with a seccomp filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Filtered {
+    Yes,
+    No,
+}
+
+impl Filtered {
+    /// Looks into a bundle from which a container is about to be made.
+    pub(crate) fn of(bundle: &Path) -> Self {
+        if bundle.join(FILTER_FILE).exists() { Self::Yes } else { Self::No }
+    }
+}
 
 /// A seccomp filter with its flags.
 #[derive(Debug, Clone)]

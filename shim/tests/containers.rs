@@ -218,10 +218,7 @@ fn an_exec_reports_output_code_and_what_cannot_be_executed() {
             "echo $NAME; hostname; echo e >&2; ls /proc/self/fd | wc -l; exit 5",
         ]);
         let exec = pod.daemon.exec(&setup, &process, 0).unwrap();
-        assert_eq!(
-            (exec.code, exec.stdout.as_str(), exec.stderr.as_str()),
-            (5, "value\ntest\n4\n", "e\n")
-        );
+        assert_eq!((exec.code, exec.stdout.as_str(), exec.stderr.as_str()), (5, "value\ntest\n4\n", "e\n"));
         let failure = pod.daemon.exec(&setup, &setup.exec_process(&["missing"]), 0).unwrap_err();
         assert!(
             failure.message.contains("missing") && failure.message.contains("No such file"),
