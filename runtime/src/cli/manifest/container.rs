@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crisp_proto::cri;
+use crisp_spec::{DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS};
 
 use super::ManifestError;
 use super::expand::expand;
@@ -17,24 +18,6 @@ const CPU_PERIOD_US: i64 = 100_000;
 const CPU_QUOTA_US_MIN: i64 = 1_000;
 /// The kernel's bounds of `cpu.shares`.
 const CPU_SHARES_RANGE: (i64, i64) = (2, 262_144);
-
-/// What is hidden in `/proc` and `/sys` of a container that is not privileged.
-const MASKED_PATHS: [&str; 12] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-    "/sys/devices/virtual/powercap",
-];
-/// What is read-only in `/proc` of a container that is not privileged.
-const READ_ONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// What is known of a pod only once it runs.
 #[derive(Debug, Clone, Default)]
@@ -319,8 +302,8 @@ fn security_context(
         supplemental_groups: groups(pod),
         supplemental_groups_policy: groups_policy(pod).into(),
         no_new_privs: security.allow_privilege_escalation == Some(false),
-        masked_paths: paths(&MASKED_PATHS),
-        readonly_paths: paths(&READ_ONLY_PATHS),
+        masked_paths: paths(&DEFAULT_MASKED_PATHS),
+        readonly_paths: paths(&DEFAULT_READONLY_PATHS),
         seccomp: Some(profile(&format!("{field}.seccompProfile"), seccomp, "/var/lib/kubelet/seccomp")?),
         // Unset: the runtime's default where the machine has AppArmor, nothing elsewhere.
         apparmor: apparmor
