@@ -9,11 +9,12 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub(crate) use raw::RawConfig;
+use serde::Deserialize;
 
 /// Read when `--config` is not given; may be absent.
 pub(crate) const DEFAULT_FILE: &str = "/etc/crisp/config.toml";
@@ -46,9 +47,15 @@ pub(crate) struct Config {
     pub(crate) log: String,
     /// Cgroup of pods whose request names no parent, e.g. `/crisp`.
     pub(crate) cgroup_parent: String,
+    pub(crate) cgroup_driver: CgroupDriver,
     pub(crate) cni: Cni,
     pub(crate) network: Network,
     pub(crate) registry: Registry,
+    pub(crate) streaming: Streaming,
+    pub(crate) nri: Nri,
+    pub(crate) cdi: Cdi,
+    pub(crate) security: Security,
+    pub(crate) checkpoint: Checkpoint,
     pub(crate) limits: Limits,
     /// By name; [`BUILTIN_HANDLER`] is always there.
     pub(crate) handlers: BTreeMap<String, Handler>,
@@ -62,6 +69,102 @@ pub(crate) struct Cni {
     pub(crate) conf_dir: PathBuf,
     pub(crate) bin_dirs: Vec<PathBuf>,
     pub(crate) plugin_timeout: Duration,
+    /// Networks that a pod joins, 1–16.
+    pub(crate) max_networks: usize,
+    pub(crate) ip_preference: IpPreference,
+    /// Written out as a configuration when the kubelet tells the node's pod CIDR.
+    pub(crate) template: Option<PathBuf>,
+}
+
+/// Which of a pod's addresses is the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum IpPreference {
+    #[default]
+    Ipv4,
+    Ipv6,
+    /// The order of the plugins' result.
+    Cni,
+}
+
+/// Who makes the cgroups of containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum CgroupDriver {
+    /// systemd where it is PID 1 and the hierarchy is the unified one, else the daemon.
+    #[default]
+    Auto,
+    /// systemd, as scopes.
+    Systemd,
+    /// The daemon itself.
+    Cgroupfs,
+}
+
+/// The server for exec, attach and port-forward sessions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Streaming {
+    pub(crate) address: IpAddr,
+    /// 0 lets the kernel choose.
+    pub(crate) port: u16,
+    pub(crate) tls: StreamingTls,
+    /// A session without traffic ends after this; `None` never.
+    pub(crate) idle_timeout: Option<Duration>,
+}
+
+/// Whether sessions are encrypted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum StreamingTls {
+    Off,
+    /// By a certificate that is made at every start.
+    SelfSigned,
+    /// By these PEM files.
+    Files { cert: PathBuf, key: PathBuf },
+}
+
+/// Plugins by the Node Resource Interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Nri {
+    pub(crate) enabled: bool,
+    /// Where plugins register themselves.
+    pub(crate) socket: PathBuf,
+    /// Plugins that are started with the daemon.
+    pub(crate) plugin_dir: PathBuf,
+    pub(crate) plugin_config_dir: PathBuf,
+    pub(crate) registration_timeout: Duration,
+    pub(crate) request_timeout: Duration,
+}
+
+/// Devices by the Container Device Interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cdi {
+    pub(crate) enabled: bool,
+    /// In rising precedence.
+    pub(crate) spec_dirs: Vec<PathBuf>,
+}
+
+/// Linux security modules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Security {
+    pub(crate) apparmor: AppArmor,
+    pub(crate) selinux: bool,
+}
+
+/// What containers get that ask for the default AppArmor profile, or for none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum AppArmor {
+    /// A profile of ours, loaded where the kernel has AppArmor.
+    Auto,
+    /// AppArmor is not used.
+    Off,
+    /// A profile that the operator loads.
+    Profile(String),
+}
+
+/// Checkpoints of containers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Checkpoint {
+    /// The `criu` program; it need not exist.
+    pub(crate) criu: PathBuf,
 }
 
 /// The built-in bridge.
@@ -106,6 +209,10 @@ pub(crate) struct Registry {
 pub(crate) struct Limits {
     /// Threads of the blocking pool, 4–1024.
     pub(crate) blocking_threads: usize,
+    /// Soft limit of open files that a container's processes get.
+    pub(crate) open_files_soft: u64,
+    /// Hard limit of open files; the daemon's own hard limit bounds it.
+    pub(crate) open_files_hard: u64,
     /// Content bytes of one log entry, 256–1 MiB.
     pub(crate) log_line_bytes: u32,
 }

@@ -1,7 +1,7 @@
 //! What the file says, and its way to what it means.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,8 +9,9 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    BUILTIN_HANDLER, Cni, Config, ConfigError, Handler, Limits, Network, OciHandler, Overrides,
-    PROGRAMS_FOUND, Registry, Subnet, find_program,
+    AppArmor, BUILTIN_HANDLER, Cdi, CgroupDriver, Checkpoint, Cni, Config, ConfigError, Handler,
+    IpPreference, Limits, Network, Nri, OciHandler, Overrides, PROGRAMS_FOUND, Registry, Security, Streaming,
+    StreamingTls, Subnet, find_program,
 };
 
 /// `sun_path` holds 108 bytes with the terminating zero (unix(7)).
@@ -21,6 +22,9 @@ const INTERFACE_NAME_BYTES_MAX: usize = 15;
 const MTU_RANGE: std::ops::RangeInclusive<u64> = 68..=65_535;
 const LAYERS_PARALLEL_RANGE: std::ops::RangeInclusive<u64> = 1..=32;
 const BLOCKING_THREADS_RANGE: std::ops::RangeInclusive<u64> = 4..=1024;
+const NETWORKS_RANGE: std::ops::RangeInclusive<u64> = 1..=16;
+/// The kernel's `nr_open` bounds what a process may have (proc_sys_fs(5)); 2³⁰ is its largest value.
+const OPEN_FILES_RANGE: std::ops::RangeInclusive<u64> = 64..=1 << 30;
 const LOG_LINE_BYTES_RANGE: std::ops::RangeInclusive<u64> = 256..=1_048_576;
 /// No duration of the file is longer than a day.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -36,10 +40,16 @@ pub(crate) struct RawConfig {
     state: Key<PathBuf>,
     log: Key<String>,
     cgroup_parent: Key<String>,
+    cgroup_driver: CgroupDriver,
     default_handler: Key<String>,
     cni: RawCni,
     network: RawNetwork,
     registry: RawRegistry,
+    streaming: RawStreaming,
+    nri: RawNri,
+    cdi: RawCdi,
+    security: RawSecurity,
+    checkpoint: RawCheckpoint,
     limits: RawLimits,
     handlers: BTreeMap<String, Spanned<RawHandler>>,
 }
@@ -50,6 +60,60 @@ struct RawCni {
     conf_dir: Key<PathBuf>,
     bin_dirs: Key<Vec<PathBuf>>,
     plugin_timeout: Key<String>,
+    max_networks: Key<u64>,
+    ip_preference: IpPreference,
+    template: Key<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawStreaming {
+    address: Key<String>,
+    port: Option<u16>,
+    tls: RawTls,
+    tls_cert: Key<PathBuf>,
+    tls_key: Key<PathBuf>,
+    idle_timeout: Key<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum RawTls {
+    #[default]
+    Off,
+    SelfSigned,
+    Files,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawNri {
+    enabled: Option<bool>,
+    socket: Key<PathBuf>,
+    plugin_dir: Key<PathBuf>,
+    plugin_config_dir: Key<PathBuf>,
+    registration_timeout: Key<String>,
+    request_timeout: Key<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawCdi {
+    enabled: Option<bool>,
+    spec_dirs: Key<Vec<PathBuf>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawSecurity {
+    apparmor: Key<String>,
+    selinux: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawCheckpoint {
+    criu: Key<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -75,6 +139,8 @@ struct RawRegistry {
 #[serde(deny_unknown_fields, default)]
 struct RawLimits {
     blocking_threads: Key<u64>,
+    open_files_soft: Key<u64>,
+    open_files_hard: Key<u64>,
     log_line_bytes: Key<u64>,
 }
 
@@ -165,9 +231,20 @@ impl Checker<'_> {
             cgroup_parent: check_cgroup(
                 &self.said("cgroup_parent", raw.cgroup_parent, None, || "/crisp".to_owned()),
             )?,
+            cgroup_driver: raw.cgroup_driver,
             cni: self.cni(raw.cni)?,
             network: self.network(raw.network)?,
             registry: self.registry(raw.registry)?,
+            streaming: self.streaming(raw.streaming)?,
+            nri: self.nri(raw.nri)?,
+            cdi: Cdi {
+                enabled: raw.cdi.enabled.unwrap_or(true),
+                spec_dirs: self.dirs("cdi.spec_dirs", raw.cdi.spec_dirs, &["/etc/cdi", "/var/run/cdi"])?,
+            },
+            security: self.security(raw.security)?,
+            checkpoint: Checkpoint {
+                criu: self.dir("checkpoint.criu", raw.checkpoint.criu, None, "/usr/sbin/criu")?,
+            },
             limits: self.limits(raw.limits)?,
             handlers,
             default_handler: default_handler.value,
@@ -180,7 +257,76 @@ impl Checker<'_> {
             conf_dir: self.dir("cni.conf_dir", raw.conf_dir, None, "/etc/cni/net.d")?,
             bin_dirs: self.dirs("cni.bin_dirs", raw.bin_dirs, &["/opt/cni/bin", "/usr/lib/cni"])?,
             plugin_timeout: self.duration("cni.plugin_timeout", raw.plugin_timeout, "60s")?,
+            max_networks: in_range(
+                &self.said("cni.max_networks", raw.max_networks, None, || 1),
+                &NETWORKS_RANGE,
+            )?,
+            ip_preference: raw.ip_preference,
+            template: self.optional_path("cni.template", raw.template)?,
         })
+    }
+
+    fn streaming(&self, raw: RawStreaming) -> Result<Streaming, ConfigError> {
+        let idle = self.said("streaming.idle_timeout", raw.idle_timeout, None, || "4h".to_owned());
+        let address = self.said("streaming.address", raw.address, None, || "127.0.0.1".to_owned());
+        let cert = self.optional_path("streaming.tls_cert", raw.tls_cert)?;
+        let key = self.optional_path("streaming.tls_key", raw.tls_key)?;
+        let tls = match (raw.tls, cert, key) {
+            (RawTls::Off, None, None) => StreamingTls::Off,
+            (RawTls::SelfSigned, None, None) => StreamingTls::SelfSigned,
+            (RawTls::Files, Some(cert), Some(key)) => StreamingTls::Files { cert, key },
+            (RawTls::Off | RawTls::SelfSigned | RawTls::Files, _, _) => {
+                let tls = Said { value: (), origin: self.path.display().to_string(), key: "streaming.tls".to_owned() };
+                return Err(tls.refuse("\"files\" needs tls_cert and tls_key, and nothing else takes them"));
+            }
+        };
+        Ok(Streaming {
+            address: address
+                .value
+                .parse::<IpAddr>()
+                .map_err(|error| address.refuse(format!("{:?}: {error}", address.value)))?,
+            port: raw.port.unwrap_or(0),
+            tls,
+            idle_timeout: if idle.value == "0" { None } else { Some(parse_duration(&idle)?) },
+        })
+    }
+
+    fn nri(&self, raw: RawNri) -> Result<Nri, ConfigError> {
+        let socket = self.said("nri.socket", raw.socket, None, || PathBuf::from("/var/run/nri/nri.sock"));
+        Ok(Nri {
+            enabled: raw.enabled.unwrap_or(false),
+            socket: check_socket(&socket)?,
+            plugin_dir: self.dir("nri.plugin_dir", raw.plugin_dir, None, "/opt/nri/plugins")?,
+            plugin_config_dir: self.dir(
+                "nri.plugin_config_dir",
+                raw.plugin_config_dir,
+                None,
+                "/etc/nri/conf.d",
+            )?,
+            registration_timeout: self.duration(
+                "nri.registration_timeout",
+                raw.registration_timeout,
+                "5s",
+            )?,
+            request_timeout: self.duration("nri.request_timeout", raw.request_timeout, "2s")?,
+        })
+    }
+
+    fn security(&self, raw: RawSecurity) -> Result<Security, ConfigError> {
+        let apparmor = self.said("security.apparmor", raw.apparmor, None, || "auto".to_owned());
+        Ok(Security {
+            apparmor: match apparmor.value.as_str() {
+                "auto" => AppArmor::Auto,
+                "off" => AppArmor::Off,
+                "" => return Err(apparmor.refuse("it is \"auto\", \"off\" or the name of a loaded profile")),
+                name => AppArmor::Profile(name.to_owned()),
+            },
+            selinux: raw.selinux.unwrap_or(false),
+        })
+    }
+
+    fn optional_path(&self, key: &str, file: Key<PathBuf>) -> Result<Option<PathBuf>, ConfigError> {
+        file.map(|path| check_absolute(&self.said(key, Some(path), None, PathBuf::new))).transpose()
     }
 
     fn network(&self, raw: RawNetwork) -> Result<Network, ConfigError> {
@@ -211,8 +357,15 @@ impl Checker<'_> {
     fn limits(&self, raw: RawLimits) -> Result<Limits, ConfigError> {
         let threads = self.said("limits.blocking_threads", raw.blocking_threads, None, || 64);
         let line = self.said("limits.log_line_bytes", raw.log_line_bytes, None, || 16_384);
+        let soft = self.said("limits.open_files_soft", raw.open_files_soft, None, || 1024);
+        let hard = self.said("limits.open_files_hard", raw.open_files_hard, None, || 524_288);
+        if soft.value > hard.value {
+            return Err(soft.refuse(format!("{} is above open_files_hard, {}", soft.value, hard.value)));
+        }
         Ok(Limits {
             blocking_threads: in_range(&threads, &BLOCKING_THREADS_RANGE)?,
+            open_files_soft: in_range(&soft, &OPEN_FILES_RANGE)?,
+            open_files_hard: in_range(&hard, &OPEN_FILES_RANGE)?,
             log_line_bytes: in_range(&line, &LOG_LINE_BYTES_RANGE)?,
         })
     }
@@ -327,15 +480,17 @@ impl Checker<'_> {
     }
 
     fn duration(&self, key: &str, file: Key<String>, default: &str) -> Result<Duration, ConfigError> {
-        let said = self.said(key, file, None, || default.to_owned());
-        let parsed =
-            said.value.parse::<jiff::SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
-        match parsed {
-            Some(value) if !value.is_zero() && value <= DURATION_MAX => Ok(value),
-            _ => {
-                Err(said
-                    .refuse(format!("{:?} is not a duration such as \"30s\", at most 24 hours", said.value)))
-            }
+        parse_duration(&self.said(key, file, None, || default.to_owned()))
+    }
+}
+
+fn parse_duration(said: &Said<String>) -> Result<Duration, ConfigError> {
+    let parsed =
+        said.value.parse::<jiff::SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
+    match parsed {
+        Some(value) if !value.is_zero() && value <= DURATION_MAX => Ok(value),
+        _ => {
+            Err(said.refuse(format!("{:?} is not a duration such as \"30s\", at most 24 hours", said.value)))
         }
     }
 }
