@@ -57,6 +57,7 @@ impl Server {
             Call::Exec(order) => self.exec(asker, order, fds).map(|()| None),
             Call::ReopenLog(order) => self.reopen_log(&order.container_id).map(|()| Some(DONE)),
             Call::Delete(order) => self.delete(asker, &order.container_id),
+            Call::Attach(_) | Call::ResizeTerminal(_) => Err(Error::Unsupported("a request of this kind".into())),
             Call::Shutdown(_) => {
                 self.shutdown(asker);
                 Ok(None)

@@ -5,7 +5,7 @@ pub struct Request {
     /// Chosen by the daemon, returned in the Reply.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "request::Call", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "request::Call", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub call: ::core::option::Option<request::Call>,
 }
 /// Nested message and enum types in `Request`.
@@ -30,12 +30,16 @@ pub mod request {
         Delete(super::DeleteContainer),
         #[prost(message, tag = "10")]
         Shutdown(super::Shutdown),
+        #[prost(message, tag = "11")]
+        Attach(super::Attach),
+        #[prost(message, tag = "12")]
+        ResizeTerminal(super::ResizeTerminal),
     }
 }
 /// One packet to the daemon.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Message {
-    #[prost(oneof = "message::Kind", tags = "1, 2, 3")]
+    #[prost(oneof = "message::Kind", tags = "1, 2, 3, 4, 5")]
     pub kind: ::core::option::Option<message::Kind>,
 }
 /// Nested message and enum types in `Message`.
@@ -48,6 +52,10 @@ pub mod message {
         ContainerExited(super::ContainerExited),
         #[prost(message, tag = "3")]
         ExecExited(super::ExecExited),
+        #[prost(message, tag = "4")]
+        AttachEnded(super::AttachEnded),
+        #[prost(message, tag = "5")]
+        PodInitExited(super::PodInitExited),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -242,6 +250,59 @@ pub struct Signal {
     /// When set, the signal is for this exec's first process; SIGKILL kills the exec's whole process tree.
     #[prost(string, tag = "3")]
     pub exec_id: ::prost::alloc::string::String,
+    /// With SIGKILL and exec_id: the exec is killed after this time, unless it has ended or its own time is up before. The answer does not
+    /// wait. A shim that does not know the field kills at once.
+    #[prost(uint64, tag = "4")]
+    pub after_ms: u64,
+}
+/// Connects somebody to a running container's stdin and output from now on. Descriptors beside the packet, those that are asked for, in
+/// this order: the reading end of its stdin, the writing ends of its stdout and stderr (pipes). The shim closes its ends of the outputs
+/// after the last byte. Closing the other ends detaches. The input of all goes to the container in the order it is read; where stdin_once
+/// was set and there is no terminal, the end of the first attached stdin closes the container's for good. Nobody can hold the
+/// container up: an attacher that does not take what the container writes is dropped. Answer: Done; AttachEnded may follow.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Attach {
+    #[prost(string, tag = "1")]
+    pub container_id: ::prost::alloc::string::String,
+    /// Chosen by the daemon, unique within the container.
+    #[prost(string, tag = "2")]
+    pub attach_id: ::prost::alloc::string::String,
+    #[prost(bool, tag = "3")]
+    pub stdin: bool,
+    #[prost(bool, tag = "4")]
+    pub stdout: bool,
+    #[prost(bool, tag = "5")]
+    pub stderr: bool,
+}
+/// Sets the size of a container's terminal. An exec's is set by whoever holds its master. Answer: Done.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResizeTerminal {
+    #[prost(string, tag = "1")]
+    pub container_id: ::prost::alloc::string::String,
+    /// Columns and rows, each at least 1.
+    #[prost(uint32, tag = "2")]
+    pub width: u32,
+    #[prost(uint32, tag = "3")]
+    pub height: u32,
+}
+/// The shim has let an attacher go: its container has exited, or it was dropped. Not sent when the attacher left itself. What is in the
+/// pipes stays readable.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachEnded {
+    #[prost(string, tag = "1")]
+    pub container_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub attach_id: ::prost::alloc::string::String,
+    /// Set when the container has exited; without it the attacher was too slow.
+    #[prost(message, optional, tag = "3")]
+    pub exit: ::core::option::Option<Exit>,
+}
+/// The pod's PID 1 has ended, and with it everything in its PID namespace.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PodInitExited {
+    /// It had this pid.
+    #[prost(int32, tag = "1")]
+    pub pid: i32,
 }
 /// Runs a process in a running container. Descriptors beside the packet: stdin, stdout, stderr of the new process, in this order, for
 /// terminal = false. With terminal = true there are none, and the answer carries the terminal's master instead.

@@ -80,7 +80,7 @@ impl SupervisorClient {
 
     /// Sends a signal (kernel number) to the container's init.
     pub(crate) async fn signal(&self, id: &ContainerId, signal: i32) -> Result<(), Error> {
-        let call = pb::Signal { container_id: id.to_string(), signal, exec_id: String::new() };
+        let call = pb::Signal { container_id: id.to_string(), signal, exec_id: String::new(), after_ms: 0 };
         self.done("Signal", Call::Signal(call)).await
     }
 

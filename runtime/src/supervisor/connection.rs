@@ -226,6 +226,7 @@ fn dispatch(connection: &Connection, packet: Packet, events: &mpsc::Sender<Event
                     waiter.send((wire::exit(exited.exit.unwrap_or_default()), exited.timed_out));
             }
         }
+        Some(pb::message::Kind::AttachEnded(_) | pb::message::Kind::PodInitExited(_)) => {}
         // Of a newer shim.
         Some(pb::message::Kind::Reply(pb::Reply { result: None, .. })) | None => {}
     }

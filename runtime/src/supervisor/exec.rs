@@ -78,6 +78,7 @@ impl Drop for Session<'_> {
                 container_id: self.container.to_string(),
                 signal: SIGKILL,
                 exec_id: self.id.clone(),
+                after_ms: 0,
             }));
         }
     }

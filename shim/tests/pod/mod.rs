@@ -479,7 +479,7 @@ impl Daemon {
     }
 
     pub fn signal(&mut self, id: &str, signal: i32) {
-        let order = pb::Signal { container_id: id.into(), signal, exec_id: String::new() };
+        let order = pb::Signal { container_id: id.into(), signal, exec_id: String::new(), after_ms: 0 };
         self.call(Call::Signal(order)).unwrap();
     }
 
