@@ -41,9 +41,14 @@ pub(crate) struct Daemon {
     pub(crate) seccomp: crisp_seccomp::Cache,
     pub(crate) seccomp_default: crisp_seccomp::Profile,
     pub(crate) host: crisp_spec::HostFacts,
-    /// The limit of open files that containers get: the one that the daemon was started with.
+    /// The limits of open files that containers get.
     pub(crate) files_max: crisp_spec::Rlimit,
     pub(crate) stats: Collector,
+    pub(crate) streams: crate::streaming::Streams,
+    pub(crate) events: crate::events::Hub,
+    pub(crate) nri: crate::nri::Nri,
+    pub(crate) cdi: crate::cdi::Cdi,
+    pub(crate) lsm: crate::lsm::Lsm,
     /// By the pod's unique name.
     pub(crate) pod_jobs: Jobs<String, SandboxId>,
     /// By the container's unique name.
@@ -79,8 +84,13 @@ impl Daemon {
             seccomp: crisp_seccomp::Cache::open(&dirs.seccomp()).doing("open the seccomp cache")?,
             seccomp_default: crisp_seccomp::default_profile().clone(),
             host: crisp_spec::host::probe().doing("look at this machine")?,
-            files_max: raise_files_max(),
+            files_max: files_max(&config.limits),
             stats: Collector::new(),
+            streams: crate::streaming::Streams::default(),
+            events: crate::events::Hub::default(),
+            nri: crate::nri::Nri::open(&config.nri),
+            cdi: crate::cdi::Cdi::open(&config.cdi),
+            lsm: crate::lsm::Lsm::open(&config.security),
             pods: Index::new(),
             containers: Index::new(),
             pod_jobs: Jobs::new(),
@@ -181,18 +191,19 @@ fn report(result: Result<()>) {
     }
 }
 
-/// Takes as many descriptors as the daemon may have, and tells what it was started with.
-fn raise_files_max() -> crisp_spec::Rlimit {
+/// Takes as many descriptors as the daemon may have, and tells what containers get: not what the daemon happens to have.
+fn files_max(limits: &crate::config::Limits) -> crisp_spec::Rlimit {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let own = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: own.maximum, maximum: own.maximum };
     if let Err(errno) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%errno, "raise the limit of open files");
     }
+    let bound = own.maximum.unwrap_or(u64::MAX);
     crisp_spec::Rlimit {
         kind: oci_spec::runtime::PosixRlimitType::RlimitNofile,
-        soft: own.current.unwrap_or(u64::MAX),
-        hard: own.maximum.unwrap_or(u64::MAX),
+        soft: limits.open_files_soft.min(bound),
+        hard: limits.open_files_hard.min(bound),
     }
 }
 

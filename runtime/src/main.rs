@@ -12,8 +12,10 @@
 
 mod admin;
 mod blocking;
+mod cdi;
 mod cgroups;
 mod check;
+mod checkpoint;
 mod cli;
 mod config;
 mod container;
@@ -21,12 +23,17 @@ mod cri;
 mod daemon;
 mod dirs;
 mod error;
+mod events;
 mod index;
 mod jobs;
+mod lsm;
+mod metrics;
+mod nri;
 mod pod;
 mod recovery;
 mod server;
 mod stats;
+mod streaming;
 mod supervisor;
 
 use std::process::ExitCode;

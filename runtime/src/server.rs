@@ -71,6 +71,8 @@ async fn run(config: Config) -> Result<()> {
     let daemon = Arc::new(blocking::run(move || Daemon::open(config)).await?);
     recovery::run(&daemon).await?;
     daemon.warm_up();
+    crate::streaming::serve(&daemon).await?;
+    crate::nri::serve(&daemon).await?;
     let listener = bind(&listen)?;
     announce(&listen).map_err(|error| startup("say that the daemon is ready", error))?;
     let stop = stop_signal().map_err(|error| startup("listen for signals", error))?;

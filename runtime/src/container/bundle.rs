@@ -12,7 +12,7 @@ use crisp_spec::{
     NamespaceMode, Namespaces, Privilege, Propagation, SandboxFacts, SandboxFiles, SeccompRequest, Shm,
 };
 use crisp_sys::path::RootedDir;
-use oci_spec::runtime::LinuxSeccomp;
+use oci_spec::runtime::{LinuxSeccomp, Spec};
 
 use super::{Container, Made, User};
 use crate::cgroups;
@@ -24,7 +24,7 @@ use crate::pod::{self, Pod, Process};
 /// Mode of a working directory that the image lacks.
 const WORKING_DIR_MODE: u32 = 0o755;
 
-/// Makes the files; `pod_init` is the pod's PID 1 or the target whose PID namespace is joined.
+/// Makes the files but `config.json`, and tells what goes there; `pod_init` is the pod's PID 1 or the target whose PID namespace is joined.
 ///
 /// # Errors
 /// What is wrong in the request, or what the file system says. The caller deletes what was made.
@@ -34,7 +34,7 @@ pub(crate) fn make(
     mut config: ContainerConfig,
     image: &Image,
     pod_init: Option<Process>,
-) -> Result<Made> {
+) -> Result<(Spec, Made)> {
     let content = crate::cri::config::image(image);
     let stop_signal =
         crisp_spec::stop_signal(config.stop_signal, &content.stop_signal).doing("read the stop signal")?;
@@ -74,8 +74,12 @@ pub(crate) fn make(
         image: content,
         config,
     };
-    write_spec(container, &input)?;
-    Ok(made)
+    let mut spec = crisp_spec::build(&input).doing("make the OCI specification")?;
+    for warning in crisp_spec::warnings(&input) {
+        tracing::warn!(container_id = %container.id, ?warning, "not all of the request can be had on this machine");
+    }
+    daemon.cdi.inject(&container.record().config, &mut spec)?;
+    Ok((spec, made))
 }
 
 /// libcontainer would make its device nodes in what is mounted on `/dev`, even when that is the host's.
@@ -89,12 +93,9 @@ fn refuse_dev(daemon: &Daemon, container: &Container, mounts: &[BindMount]) -> R
     }
 }
 
-fn write_spec(container: &Container, input: &ContainerInput) -> Result<()> {
-    let spec = crisp_spec::build(input).doing("make the OCI specification")?;
-    for warning in crisp_spec::warnings(input) {
-        tracing::warn!(container_id = %container.id, ?warning, "not all of the request can be had on this machine");
-    }
-    let text = serde_json::to_vec(&spec).map_err(crate::cri::encoding)?;
+/// Writes `config.json`.
+pub(crate) fn write_spec(container: &Container, spec: &Spec) -> Result<()> {
+    let text = serde_json::to_vec(spec).map_err(crate::cri::encoding)?;
     std::fs::write(container.dir.config(), text).doing("write config.json")
 }
 

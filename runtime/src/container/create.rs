@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crisp_domain::{ContainerId, ErrorKind, Timestamp};
 use crisp_image::Image;
-use crisp_proto::cri::ContainerConfig;
+use crisp_proto::cri::{ContainerConfig, ContainerEventType};
 
 use super::state::{ContainerEvent, ContainerState};
 use super::{Container, ContainerRecord, ImageFacts, bundle, metadata, remove, unique_name};
@@ -14,6 +14,7 @@ use crate::cri::config;
 use crate::daemon::Daemon;
 use crate::error::{Doing as _, Error, Result};
 use crate::pod::{self, Pod};
+use crate::{events, nri};
 
 /// Makes a container, or joins the job that makes it, or claims the one that was made for a caller who hung up.
 ///
@@ -35,7 +36,12 @@ pub(crate) async fn run(
         Some(container) => container.id.clone(),
         None => daemon.container_jobs.join_or_start(format!("{} {name}", pod.id), job).await?,
     };
-    daemon.containers.find_any(id.as_str()).inspect(|container| container.claim());
+    if let Some(container) = daemon.containers.find_any(id.as_str())
+        && container.claim()
+    {
+        // Only now does anybody see it.
+        events::container(daemon, &container, ContainerEventType::ContainerCreatedEvent);
+    }
     Ok(id)
 }
 
@@ -53,6 +59,7 @@ fn claimable(daemon: &Daemon, pod: &Pod, name: &str) -> Result<Option<Arc<Contai
 }
 
 async fn make(daemon: Arc<Daemon>, pod: Arc<Pod>, config: ContainerConfig) -> Result<ContainerId> {
+    let _creation = daemon.nri.creation().await;
     let _gate = pod.gate.read().await;
     pod.require_ready()?;
     let request = config::container(&config)?;
@@ -60,17 +67,22 @@ async fn make(daemon: Arc<Daemon>, pod: Arc<Pod>, config: ContainerConfig) -> Re
     let image = image(&daemon, &config)?;
     let pod_init = pod::start::init_for(&daemon, &pod, &request).await?;
     let container = reserve(&daemon, &pod, config, &request, &image).await?;
-    let made = blocking::run({
-        let (daemon, container) = (Arc::clone(&daemon), Arc::clone(&container));
-        move || {
-            let made = bundle::make(&daemon, &container, request, &image, pod_init)?;
-            container.update(|record| record.made = Some(made))?;
-            container.apply(ContainerEvent::Made)
-        }
-    })
-    .await;
-    match made {
+    let made = async {
+        let (owner, bundled) = (Arc::clone(&daemon), Arc::clone(&container));
+        let (spec, made) =
+            blocking::run(move || bundle::make(&owner, &bundled, request, &image, pod_init)).await?;
+        let spec = nri::create_container(&daemon, &container, spec).await?;
+        let bundled = Arc::clone(&container);
+        blocking::run(move || {
+            bundle::write_spec(&bundled, &spec)?;
+            bundled.update(|record| record.made = Some(made))?;
+            bundled.apply(ContainerEvent::Made)
+        })
+        .await
+    };
+    match made.await {
         Ok(()) => {
+            nri::created_container(&daemon, &container).await;
             tracing::info!(container_id = %container.id, "container created");
             daemon.forget_container_unless_claimed(&container);
             Ok(container.id.clone())

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crisp_domain::{ContainerId, ExitStatus, Timestamp};
+use crisp_proto::cri::ContainerEventType;
 
 use super::Container;
 use super::state::{ContainerEvent, End, EndReason};
@@ -51,7 +52,14 @@ pub(crate) async fn settle(daemon: &Arc<Daemon>, container: &Arc<Container>, see
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(SETTLE_PAUSE_MAX);
     }
+    tell(daemon, container).await;
     report(container, clean_up(daemon, container).await);
+}
+
+/// Tells of a recorded end.
+pub(crate) async fn tell(daemon: &Arc<Daemon>, container: &Arc<Container>) {
+    crate::events::container(daemon, container, ContainerEventType::ContainerStoppedEvent);
+    crate::nri::stop_container(daemon, container).await;
 }
 
 /// Says that something of an ended container stays for now; its removal, and its pod's stop, try again.

@@ -195,8 +195,9 @@ impl Container {
         drop(self.layers.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
-    pub(crate) fn claim(&self) {
-        self.claimed.store(true, Ordering::Release);
+    /// A client has the id now; whether it is the first one.
+    pub(crate) fn claim(&self) -> bool {
+        !self.claimed.swap(true, Ordering::AcqRel)
     }
 
     pub(crate) fn is_claimed(&self) -> bool {

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crisp_proto::cri::ContainerEventType;
+
 use super::{Container, exit, stop};
 use crate::blocking;
 use crate::daemon::Daemon;
@@ -25,9 +27,11 @@ async fn steps(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
     stop::stop(daemon, container, Duration::ZERO).await?;
     let _ops = container.ops.lock().await;
     exit::clean_up(daemon, container).await?;
+    crate::nri::remove_container(daemon, container).await;
     let doomed = Arc::clone(container);
     blocking::run(move || delete(&doomed)).await?;
     daemon.containers.remove(container);
+    crate::events::container(daemon, container, ContainerEventType::ContainerDeletedEvent);
     container.drop_layers();
     daemon.collect_layers();
     tracing::info!(container_id = %container.id, "container removed");

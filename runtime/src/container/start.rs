@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crisp_domain::Timestamp;
+use crisp_proto::cri::ContainerEventType;
 
 use super::state::{ContainerEvent, End, EndReason};
 use super::{Container, exit};
@@ -11,6 +12,7 @@ use crate::cgroups;
 use crate::daemon::Daemon;
 use crate::error::{Doing as _, Error, Result};
 use crate::supervisor::{ContainerSetup, Started, Stdio};
+use crate::{events, nri};
 
 /// Starts a created container, or joins the start that is under way.
 ///
@@ -31,6 +33,7 @@ async fn steps(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
     let _ops = container.ops.lock().await;
     apply(container, ContainerEvent::Start).await?;
     let started = async {
+        nri::start_container(daemon, container).await?;
         let Started { pid, start_time_ticks } = launch(daemon, container).await?;
         apply(container, ContainerEvent::Started { pid, start_time_ticks, at: Timestamp::now() }).await?;
         Ok::<_, Error>(pid)
@@ -38,6 +41,8 @@ async fn steps(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
     match started.await {
         Ok(pid) => {
             tracing::info!(container_id = %container.id, pid, "container started");
+            events::container(daemon, container, ContainerEventType::ContainerStartedEvent);
+            nri::started_container(daemon, container).await;
             Ok(())
         }
         Err(error) => {
@@ -46,6 +51,8 @@ async fn steps(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
             if let Err(unrecorded) = apply(container, ContainerEvent::Ended(end)).await {
                 tracing::error!(container_id = %container.id, error = %unrecorded, "record the failed start");
                 exit::spawn(daemon, &container.id, exit::Seen::ShimGone);
+            } else {
+                exit::tell(daemon, container).await;
             }
             Err(error)
         }

@@ -30,6 +30,7 @@ pub(crate) async fn update(
 
 async fn locked(daemon: &Arc<Daemon>, container: &Arc<Container>, requested: Resources) -> Result<()> {
     let _ops = container.ops.lock().await;
+    let requested = crate::nri::update_container(daemon, container, requested).await?;
     let (owner, target) = (Arc::clone(daemon), Arc::clone(container));
     blocking::run(move || {
         let merged = target.record().resources.updated(&requested);
@@ -40,5 +41,7 @@ async fn locked(daemon: &Arc<Daemon>, container: &Arc<Container>, requested: Res
         }
         target.update(|record| record.resources = merged)
     })
-    .await
+    .await?;
+    crate::nri::updated_container(daemon, container).await;
+    Ok(())
 }

@@ -112,10 +112,11 @@ impl ImageService for Images {
         Ok(Response::new(ListImagesResponse { images }))
     }
 
-    type StreamImagesStream = tokio_stream::Empty<std::result::Result<StreamImagesResponse, Status>>;
+    type StreamImagesStream = super::lists::Batches<StreamImagesResponse>;
 
-    async fn stream_images(&self, _: Request<StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
-        Err(status(&Error::Unimplemented("StreamImages")))
+    async fn stream_images(&self, request: Request<StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
+        let begun = super::lists::images(&self.daemon, request.into_inner());
+        begun.map(Response::new).map_err(|error| status(&error))
     }
 
     async fn image_status(&self, request: Request<ImageStatusRequest>) -> Answer<ImageStatusResponse> {

@@ -4,6 +4,7 @@ pub(crate) mod container_config;
 mod convert;
 mod image_service;
 mod info;
+mod lists;
 mod runtime_service;
 mod status;
 

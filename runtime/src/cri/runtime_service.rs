@@ -9,6 +9,7 @@ use crisp_proto::cri::*;
 use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
 
+use super::lists::{self, Batches};
 use super::{convert, info, status};
 use crate::blocking;
 use crate::container::{self, Container};
@@ -17,8 +18,6 @@ use crate::error::{Doing as _, Error, Result};
 use crate::pod::{self, Pod};
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
-/// The streaming calls are not built yet.
-type NoStream<T> = tokio_stream::Empty<std::result::Result<T, Status>>;
 
 /// What CRI calls the version of the runtime API's own protocol.
 const KUBELET_API_VERSION: &str = "0.1.0";
@@ -37,6 +36,10 @@ pub(crate) struct Runtime {
 /// Runs a call's body in its span and maps its error.
 async fn answer<T>(span: tracing::Span, body: impl Future<Output = Result<T>>) -> Answer<T> {
     async { body.await.map(Response::new).map_err(|error| status(&error)) }.instrument(span).await
+}
+
+fn stream<T>(begun: Result<Batches<T>>) -> Answer<Batches<T>> {
+    begun.map(Response::new).map_err(|error| status(&error))
 }
 
 fn unimplemented<T>(what: &'static str) -> Answer<T> {
@@ -443,93 +446,133 @@ impl RuntimeService for Runtime {
         let request = request.into_inner();
         answer(tracing::info_span!("UpdatePodSandboxResources", pod_id = request.pod_sandbox_id), async {
             let pod = self.pod(&request.pod_sandbox_id)?;
+            let updated = Arc::clone(&pod);
             blocking::run(move || {
-                pod.update(|record| {
+                updated.update(|record| {
                     record.overhead = request.overhead;
                     record.resources = request.resources;
                 })
             })
             .await?;
+            crate::nri::updated_pod(&self.daemon, &pod).await;
             Ok(UpdatePodSandboxResourcesResponse {})
         })
         .await
     }
 
-    async fn exec(&self, _: Request<ExecRequest>) -> Answer<ExecResponse> {
-        unimplemented("Exec")
+    async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
+        let request = request.into_inner();
+        answer(tracing::info_span!("Exec", container_id = request.container_id), async {
+            crate::streaming::exec(&self.daemon, request)
+        })
+        .await
     }
-    async fn attach(&self, _: Request<AttachRequest>) -> Answer<AttachResponse> {
-        unimplemented("Attach")
+
+    async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
+        let request = request.into_inner();
+        answer(tracing::info_span!("Attach", container_id = request.container_id), async {
+            crate::streaming::attach(&self.daemon, request)
+        })
+        .await
     }
-    async fn port_forward(&self, _: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
-        unimplemented("PortForward")
+
+    async fn port_forward(&self, request: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
+        let request = request.into_inner();
+        answer(tracing::info_span!("PortForward", pod_id = request.pod_sandbox_id), async {
+            crate::streaming::port_forward(&self.daemon, request)
+        })
+        .await
     }
+
     async fn checkpoint_container(
         &self,
-        _: Request<CheckpointContainerRequest>,
+        request: Request<CheckpointContainerRequest>,
     ) -> Answer<CheckpointContainerResponse> {
-        unimplemented("CheckpointContainer")
+        let request = request.into_inner();
+        answer(tracing::info_span!("CheckpointContainer", container_id = request.container_id), async {
+            crate::checkpoint::container(&self.daemon, request).await?;
+            Ok(CheckpointContainerResponse {})
+        })
+        .await
     }
+
     async fn checkpoint_pod(&self, _: Request<CheckpointPodRequest>) -> Answer<CheckpointPodResponse> {
         unimplemented("CheckpointPod")
     }
+
     async fn restore_pod(&self, _: Request<RestorePodRequest>) -> Answer<RestorePodResponse> {
         unimplemented("RestorePod")
     }
+
     async fn list_metric_descriptors(
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Answer<ListMetricDescriptorsResponse> {
-        unimplemented("ListMetricDescriptors")
+        answer(tracing::debug_span!("ListMetricDescriptors"), async {
+            Ok(ListMetricDescriptorsResponse { descriptors: crate::metrics::descriptors()? })
+        })
+        .await
     }
+
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Answer<ListPodSandboxMetricsResponse> {
-        unimplemented("ListPodSandboxMetrics")
+        answer(tracing::debug_span!("ListPodSandboxMetrics"), async {
+            let pods = self.daemon.pods.visible();
+            Ok(ListPodSandboxMetricsResponse {
+                pod_metrics: crate::metrics::of_pods(&self.daemon, pods).await?,
+            })
+        })
+        .await
     }
 
-    type StreamPodSandboxesStream = NoStream<StreamPodSandboxesResponse>;
+    type StreamPodSandboxesStream = Batches<StreamPodSandboxesResponse>;
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<StreamPodSandboxesRequest>,
+        request: Request<StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        unimplemented("StreamPodSandboxes")
+        stream(lists::pods(&self.daemon, request.into_inner()))
     }
-    type StreamContainersStream = NoStream<StreamContainersResponse>;
+
+    type StreamContainersStream = Batches<StreamContainersResponse>;
     async fn stream_containers(
         &self,
-        _: Request<StreamContainersRequest>,
+        request: Request<StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
-        unimplemented("StreamContainers")
+        stream(lists::containers(&self.daemon, request.into_inner()))
     }
-    type StreamContainerStatsStream = NoStream<StreamContainerStatsResponse>;
+
+    type StreamContainerStatsStream = Batches<StreamContainerStatsResponse>;
     async fn stream_container_stats(
         &self,
-        _: Request<StreamContainerStatsRequest>,
+        request: Request<StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        unimplemented("StreamContainerStats")
+        stream(lists::container_stats(&self.daemon, request.into_inner()))
     }
-    type StreamPodSandboxStatsStream = NoStream<StreamPodSandboxStatsResponse>;
+
+    type StreamPodSandboxStatsStream = Batches<StreamPodSandboxStatsResponse>;
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<StreamPodSandboxStatsRequest>,
+        request: Request<StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        unimplemented("StreamPodSandboxStats")
+        stream(lists::pod_stats(&self.daemon, request.into_inner()))
     }
-    type StreamPodSandboxMetricsStream = NoStream<StreamPodSandboxMetricsResponse>;
+
+    type StreamPodSandboxMetricsStream = Batches<StreamPodSandboxMetricsResponse>;
     async fn stream_pod_sandbox_metrics(
         &self,
-        _: Request<StreamPodSandboxMetricsRequest>,
+        request: Request<StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        unimplemented("StreamPodSandboxMetrics")
+        stream(lists::pod_metrics(&self.daemon, request.into_inner()))
     }
-    type GetContainerEventsStream = NoStream<ContainerEventResponse>;
+
+    type GetContainerEventsStream = Batches<ContainerEventResponse>;
     async fn get_container_events(
         &self,
         _: Request<GetEventsRequest>,
     ) -> Answer<Self::GetContainerEventsStream> {
-        unimplemented("GetContainerEvents")
+        stream(crate::events::subscribe(&self.daemon))
     }
 }
 

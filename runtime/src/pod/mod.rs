@@ -49,10 +49,13 @@ pub(crate) struct PodRecord {
     pub(crate) ips: Vec<IpAddr>,
     /// The reaping PID 1, where the containers share a PID namespace.
     pub(crate) init: Option<Process>,
-    /// UpdatePodSandboxResources; `None` until the first one.
     /// Layers of the images that are mounted as volumes, which must stay even when the image is removed.
     #[serde(default)]
     pub(crate) image_volumes: Vec<Vec<ChainId>>,
+    /// Plugins were told of the stop, which they are once.
+    #[serde(default)]
+    pub(crate) stop_told: bool,
+    /// UpdatePodSandboxResources; `None` until the first one.
     pub(crate) overhead: Option<LinuxContainerResources>,
     pub(crate) resources: Option<LinuxContainerResources>,
 }
@@ -217,9 +220,9 @@ impl Pod {
         self.layers.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// A client has the id now.
-    pub(crate) fn claim(&self) {
-        self.claimed.store(true, Ordering::Release);
+    /// A client has the id now; whether it is the first one.
+    pub(crate) fn claim(&self) -> bool {
+        !self.claimed.swap(true, Ordering::AcqRel)
     }
 
     pub(crate) fn is_claimed(&self) -> bool {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crisp_domain::{ErrorKind, SandboxId, Timestamp};
-use crisp_proto::cri::PodSandboxConfig;
+use crisp_proto::cri::{ContainerEventType, PodSandboxConfig};
 use crisp_sys::mount::Tmpfs;
 use crisp_sys::netns::{self, PodNamespacesRequest};
 
@@ -18,6 +18,7 @@ use crate::container::state::ContainerState;
 use crate::daemon::Daemon;
 use crate::error::{Doing as _, Error, Result};
 use crate::supervisor::Supervision;
+use crate::{events, nri};
 
 /// A pod's `/dev/shm`.
 const SHM: Tmpfs = Tmpfs { bytes_max: Some(64 << 20), mode: 0o1777 };
@@ -37,7 +38,13 @@ pub(crate) async fn run(daemon: &Arc<Daemon>, request: PodRequest, handler: Stri
         Some(pod) => pod.id.clone(),
         None => daemon.pod_jobs.join_or_start(name, job).await?,
     };
-    daemon.pods.find_any(id.as_str()).inspect(|pod| pod.claim());
+    if let Some(pod) = daemon.pods.find_any(id.as_str())
+        && pod.claim()
+    {
+        // Only now does anybody see it.
+        events::pod(daemon, &pod, ContainerEventType::ContainerCreatedEvent);
+        events::pod(daemon, &pod, ContainerEventType::ContainerStartedEvent);
+    }
     Ok(id)
 }
 
@@ -54,6 +61,7 @@ fn claimable(daemon: &Daemon, name: &str) -> Result<Option<Arc<Pod>>> {
 }
 
 async fn make(daemon: Arc<Daemon>, request: PodRequest, handler: String) -> Result<SandboxId> {
+    let _creation = daemon.nri.creation().await;
     let pod = reserve(&daemon, &request, handler).await?;
     match effects(&daemon, &pod, request).await {
         Ok(()) => {
@@ -82,6 +90,7 @@ async fn reserve(daemon: &Arc<Daemon>, request: &PodRequest, handler: String) ->
         state: PodState::Creating,
         ips: Vec::new(),
         image_volumes: Vec::new(),
+        stop_told: false,
         init: None,
         overhead: None,
         resources: None,
@@ -119,14 +128,11 @@ async fn effects(daemon: &Arc<Daemon>, pod: &Arc<Pod>, request: PodRequest) -> R
     if pid == PidMode::Shared {
         start_init(daemon, pod).await?;
     }
-    blocking::run({
-        let pod = Arc::clone(pod);
-        move || {
-            pod.update(|record| record.ips = ips)?;
-            pod.apply(PodEvent::Made)
-        }
-    })
-    .await?;
+    let addressed = Arc::clone(pod);
+    blocking::run(move || addressed.update(|record| record.ips = ips)).await?;
+    nri::run_pod(daemon, pod).await?;
+    let made = Arc::clone(pod);
+    blocking::run(move || made.apply(PodEvent::Made)).await?;
     watch::spawn(Arc::clone(daemon), Arc::clone(pod), supervision);
     Ok(())
 }

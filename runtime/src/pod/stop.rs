@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crisp_proto::cri::ContainerEventType;
 use futures_util::future::join_all;
 
 use super::Pod;
@@ -13,6 +14,7 @@ use crate::cgroups;
 use crate::container;
 use crate::daemon::Daemon;
 use crate::error::{Doing as _, Error, Result};
+use crate::{events, nri};
 
 /// Stops a pod, or joins the stop that is under way.
 ///
@@ -33,10 +35,26 @@ async fn steps(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
     // From here on nothing new begins; what began before is waited for.
     drop(pod.gate.write().await);
     kill_containers(daemon, pod).await?;
+    tell_plugins(daemon, pod).await?;
     end_shim(pod).await?;
     pod.set_netlink(None);
+    let ended = pod.state() != PodState::NotReady;
     let (owner, released) = (Arc::clone(daemon), Arc::clone(pod));
-    blocking::run(move || release(&owner, &released)).await
+    blocking::run(move || release(&owner, &released)).await?;
+    if ended {
+        events::pod(daemon, pod, ContainerEventType::ContainerStoppedEvent);
+    }
+    Ok(())
+}
+
+/// Once per pod, however often it is stopped; the containers are dead by now and can still be looked at.
+async fn tell_plugins(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
+    if pod.record().stop_told {
+        return Ok(());
+    }
+    nri::stop_pod(daemon, pod).await;
+    let told = Arc::clone(pod);
+    blocking::run(move || told.update(|record| record.stop_told = true)).await
 }
 
 async fn kill_containers(daemon: &Arc<Daemon>, pod: &Pod) -> Result<()> {
@@ -96,6 +114,9 @@ async fn remove_steps(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
     let containers = daemon.containers_of(pod);
     let removals = containers.iter().map(|container| container::remove::remove(daemon, container));
     join_all(removals).await.into_iter().collect::<Result<()>>()?;
+    nri::remove_pod(daemon, pod).await;
+    // While its status can still be told.
+    events::pod(daemon, pod, ContainerEventType::ContainerDeletedEvent);
     forget(daemon, pod).await?;
     tracing::info!(pod_id = %pod.id, "pod sandbox removed");
     Ok(())

@@ -92,4 +92,5 @@ pub(crate) async fn gone(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
     if let Err(error) = blocking::run(move || dead.apply(PodEvent::ShimDied)).await {
         tracing::warn!(pod_id = %pod.id, %error, "record the death of the shim");
     }
+    crate::events::pod(daemon, pod, crisp_proto::cri::ContainerEventType::ContainerStoppedEvent);
 }
