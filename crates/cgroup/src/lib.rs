@@ -36,4 +36,7 @@ pub use limits::{CPUSET_BYTES_MAX, UNIFIED_ENTRIES_MAX, UNIFIED_VALUE_BYTES_MAX,
 pub use path::{CgroupPath, NAME_BYTES_MAX, PATH_BYTES_MAX, PATH_DEPTH_MAX};
 pub use remove::REMOVE_WAIT_MAX;
 pub use resources::Resources;
-pub use stats::{CpuStats, MemoryStats, Psi, PsiLine, Stats, SwapStats, oom_kills_in};
+pub use stats::{
+    CpuStats, DEVICES_MAX, DeviceIo, HugePages, IoCounts, MemoryStats, PAGE_SIZES_MAX, Psi, PsiLine, Stats,
+    SwapStats, oom_kills_in,
+};

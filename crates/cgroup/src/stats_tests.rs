@@ -1,6 +1,7 @@
 use std::fs;
 use std::path::Path;
 
+use super::parse::{Counts, add_blkio, parse_io_stat, parse_psi, value_of};
 use super::*;
 use crate::{CgroupPath, Cgroups};
 
@@ -16,7 +17,7 @@ fn psi(total_ns: u64) -> PsiLine {
 #[test]
 fn v2_files_become_stats() {
     let tmp = tempfile::tempdir().unwrap();
-    put(tmp.path(), &[("cgroup.controllers", "cpu io memory pids\n")]);
+    put(tmp.path(), &[("cgroup.controllers", "cpu io memory pids hugetlb\n")]);
     let pressure =
         "some avg10=1.50 avg60=0.25 avg300=0.01 total=7\nfull avg10=1.50 avg60=0.25 avg300=0.01 total=3\n";
     put(
@@ -31,8 +32,14 @@ fn v2_files_become_stats() {
             ("memory.max", "4096\n"),
             (
                 "memory.stat",
-                "anon 600\nfile 300\nfile_mapped 20\ninactive_file 200\nworkingset 9\npgfault 11\npgmajfault 3\n",
+                "anon 600\nfile 300\nkernel 70\nkernel_stack 9\nfile_mapped 20\ninactive_file 200\nactive_file 90\nworkingset 9\npgfault 11\npgmajfault 3\n",
             ),
+            ("memory.peak", "2000\n"),
+            ("pids.max", "100\n"),
+            ("io.stat", "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6 cost.usage=9\n7:1 \n"),
+            ("hugetlb.2MB.current", "2097152\n"),
+            ("hugetlb.2MB.rsvd.current", "7\n"),
+            ("hugetlb.1GB.current", "0\n"),
             ("memory.events", "low 0\nhigh 0\nmax 3\noom 2\noom_kill 1\noom_group_kill 0\n"),
             ("memory.swap.current", "50\n"),
             ("memory.swap.max", "80\n"),
@@ -64,12 +71,30 @@ fn v2_files_become_stats() {
             major_page_faults: 3,
             cache: 300,
             mapped_file: 20,
+            active_file: 90,
+            max_usage: Some(2000),
+            limit_hits: Some(3),
+            kernel: Some(70),
             oom_kills: Some(1),
             psi: pressure.clone(),
         }),
         swap: Some(SwapStats { usage: 50, available: Some(30) }),
         pids: Some(5),
+        pids_max: Some(100),
         io_psi: pressure,
+        io: vec![
+            DeviceIo {
+                major: 8,
+                minor: 0,
+                bytes: IoCounts { read: 1, write: 2, discard: 5, ..IoCounts::default() },
+                requests: IoCounts { read: 3, write: 4, discard: 6, ..IoCounts::default() },
+            },
+            DeviceIo { major: 7, minor: 1, ..DeviceIo::default() },
+        ],
+        huge_pages: vec![
+            HugePages { size: "1GB".into(), usage: 0, max_usage: None },
+            HugePages { size: "2MB".into(), usage: 2 << 20, max_usage: None },
+        ],
     };
     let got = cgroup.stats().unwrap();
     assert_eq!(got, want);
@@ -101,9 +126,29 @@ fn v1_files_become_stats() {
             ("memory.memsw.usage_in_bytes", "900\n"),
             ("memory.memsw.limit_in_bytes", "9223372036854771712\n"),
             ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"),
+            ("memory.max_usage_in_bytes", "5000\n"),
+            ("memory.failcnt", "4\n"),
+            ("memory.kmem.usage_in_bytes", "60\n"),
         ],
     );
-    let mounts = [("cpu,cpuacct", vec!["cpu", "cpuacct"]), ("memory", vec!["memory"])];
+    put(
+        &tmp.path().join("blkio/c"),
+        &[
+            ("blkio.throttle.io_service_bytes_recursive", "8:0 Read 1\n8:0 Write 2\n8:0 Sync 3\nTotal 3\n"),
+            ("blkio.throttle.io_service_bytes", "8:0 Read 0\n"),
+            ("blkio.throttle.io_serviced", "8:0 Read 7\n8:0 Async 1\n"),
+        ],
+    );
+    put(
+        &tmp.path().join("hugetlb/c"),
+        &[("hugetlb.2MB.usage_in_bytes", "0\n"), ("hugetlb.2MB.max_usage_in_bytes", "2097152\n")],
+    );
+    let mounts = [
+        ("cpu,cpuacct", vec!["cpu", "cpuacct"]),
+        ("memory", vec!["memory"]),
+        ("blkio", vec!["blkio"]),
+        ("hugetlb", vec!["hugetlb"]),
+    ];
     let mounts =
         mounts.map(|(dir, names)| (tmp.path().join(dir), names.into_iter().map(str::to_owned).collect()));
     let cgroup = Cgroups::v1_at(mounts.into()).unwrap().open(&CgroupPath::new("/c").unwrap());
@@ -113,12 +158,54 @@ fn v1_files_become_stats() {
         (memory.rss, memory.working_set(), memory.available(), memory.oom_kills),
         (600, 0, None, Some(3))
     );
+    assert_eq!((memory.max_usage, memory.limit_hits, memory.kernel), (Some(5000), Some(4), Some(60)));
     assert_eq!(got.swap, Some(SwapStats { usage: 0, available: None }));
+    let bytes = IoCounts { read: 1, write: 2, sync: Some(3), ..IoCounts::default() };
+    let requests = IoCounts { read: 7, asynchronous: Some(1), ..IoCounts::default() };
+    assert_eq!(got.io, [DeviceIo { major: 8, minor: 0, bytes, requests }]);
+    assert_eq!(got.huge_pages, [HugePages { size: "2MB".into(), usage: 0, max_usage: Some(2 << 20) }]);
     assert_eq!(got.cpu.unwrap().user_ns, Some(30_000_000));
     assert_eq!(
         (got.pids, cgroup.cpu_usage_ns().unwrap(), cgroup.oom_kills().unwrap()),
         (None, Some(1_500_000), 3)
     );
+}
+
+#[test]
+fn usage_is_a_part_of_the_stats() {
+    let tmp = tempfile::tempdir().unwrap();
+    put(tmp.path(), &[("cgroup.controllers", "cpu memory pids\n")]);
+    put(
+        &tmp.path().join("c"),
+        &[("memory.current", "10\n"), ("memory.peak", "20\n"), ("pids.current", "1\n"), ("pids.max", "9\n")],
+    );
+    let cgroup = Cgroups::v2_at(tmp.path()).unwrap().open(&CgroupPath::new("/c").unwrap());
+    let (usage, stats) = (cgroup.usage().unwrap(), cgroup.stats().unwrap());
+    assert_eq!((usage.pids, usage.pids_max, stats.pids_max), (Some(1), None, Some(9)));
+    let peak = |stats: &Stats| stats.memory.as_ref().unwrap().max_usage;
+    assert_eq!((peak(&usage), peak(&stats)), (None, Some(20)));
+}
+
+#[test]
+fn a_file_longer_than_the_buffer_is_read_whole() {
+    let tmp = tempfile::tempdir().unwrap();
+    put(tmp.path(), &[("cgroup.controllers", "memory\n")]);
+    let filler = "filler 1\n".repeat(5000);
+    put(&tmp.path().join("c"), &[("memory.current", "10\n"), ("memory.stat", &format!("{filler}anon 7\n"))]);
+    let cgroup = Cgroups::v2_at(tmp.path()).unwrap().open(&CgroupPath::new("/c").unwrap());
+    assert_eq!(cgroup.usage().unwrap().memory.unwrap().rss, 7);
+}
+
+#[test]
+fn devices_are_bounded_and_odd_lines_are_passed_over() {
+    let text: String = (0..1000).map(|minor| format!("8:{minor} rbytes=1 wbytes=x\n")).collect();
+    let devices = parse_io_stat(&text);
+    assert_eq!((devices.len(), devices[0].bytes), (DEVICES_MAX, IoCounts { read: 1, ..IoCounts::default() }));
+    for text in ["", "8:0\n", "garbage", "8 rbytes=1", "x:y Read 1\n8:0 Read\n8:0 Read -1\n"] {
+        let mut devices = parse_io_stat(text);
+        add_blkio(&mut devices, text, Counts::Bytes);
+        assert!(devices.iter().all(|device| device.bytes == IoCounts::default()), "{text:?}");
+    }
 }
 
 #[test]
