@@ -22,14 +22,7 @@ enum Command {
         filters: Vec<String>,
     },
     /// Run critest and compare the outcome of each spec with CONFORMANCE.md.
-    Critest {
-        /// Run only specs that match this regular expression; no comparison then.
-        #[arg(long)]
-        focus: Option<String>,
-        /// Write CONFORMANCE.md anew, keeping the reasons that still apply.
-        #[arg(long)]
-        update: bool,
-    },
+    Critest(conformance::Suite),
     /// Measure times and memory.
     Bench {
         /// Folder on a disk for state that survives a reboot; memory without it.
@@ -58,7 +51,7 @@ fn main() -> Result<()> {
             i32::from(!drive(Arguments::parse_from(again).command)?)
         }
         Command::Vm => i32::from(!vm::smoke()?),
-        Command::Test { .. } | Command::Critest { .. } | Command::Bench { .. } | Command::Node => {
+        Command::Test { .. } | Command::Critest(_) | Command::Bench { .. } | Command::Node => {
             enter::run_inside(&std::env::args().skip(1).collect::<Vec<_>>())?
         }
     };
@@ -69,10 +62,7 @@ fn main() -> Result<()> {
 fn drive(command: Command) -> Result<bool> {
     match command {
         Command::Test { filters } => suite::run(&filters),
-        Command::Critest { focus, update } => {
-            let table = if update { conformance::Table::Update } else { conformance::Table::Compare };
-            conformance::run(focus.as_deref(), table)
-        }
+        Command::Critest(suite) => conformance::run(&suite),
         Command::Bench { dir } => bench::run(dir.as_deref()).map(|()| true),
         Command::Node => suite::wait_here().map(|()| true),
         Command::Prepare | Command::Vm | Command::Inside { .. } | Command::Driver { .. } => {

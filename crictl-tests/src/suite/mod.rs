@@ -52,7 +52,7 @@ macro_rules! tests {
 pub(crate) use tests;
 
 fn all() -> Vec<(&'static str, &'static Test)> {
-    let modules: [(&str, &[Test]); 12] = [
+    let modules: &[(&str, &[Test])] = &[
         ("crictl", crictl::TESTS),
         ("cli", cli::TESTS),
         ("pod", pod::TESTS),
