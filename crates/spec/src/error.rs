@@ -104,14 +104,6 @@ pub enum SpecError {
         #[source]
         source: io::Error,
     },
-    /// The profile is not in the kernel's list, or there is no AppArmor.
-    #[error("AppArmor profile {profile:?}: {reason}")]
-    AppArmor {
-        /// Name of the profile.
-        profile: String,
-        /// What is wrong.
-        reason: &'static str,
-    },
     /// The request is fine, but this runtime does not do it.
     #[error("{0} is not supported")]
     Unsupported(&'static str),

@@ -75,6 +75,7 @@ pub(crate) fn input() -> ContainerInput {
         devices: Vec::new(),
         seccomp: None,
         rlimits: Vec::new(),
+        labels: Default::default(),
         allowed_annotations: BTreeSet::new(),
     }
 }
@@ -295,31 +296,14 @@ fn an_exec_keeps_the_containers_confinement() {
 }
 
 #[test]
-fn apparmor_profiles_must_be_loaded() {
-    let with = |apparmor: AppArmor, request: AppArmorRequest, privilege: Privilege| {
-        let mut input = input();
-        input.host.apparmor = apparmor;
-        input.config.security.apparmor = request;
-        input.config.security.privilege = privilege;
-        build(&input).map(|spec| spec.process().clone().unwrap().apparmor_profile().clone())
-    };
-    use AppArmorRequest::{Localhost, RuntimeDefault, Unconfined, Unset};
-    use Privilege::{Ordinary, Privileged};
-    let enabled = || AppArmor::Enabled { loaded: ["crisp-default", "mine"].map(String::from).into() };
-    let bare = || AppArmor::Enabled { loaded: BTreeSet::new() };
-    let default = Some("crisp-default".to_string());
-    assert_eq!(with(enabled(), Unset, Ordinary).unwrap(), default);
-    assert_eq!(with(enabled(), RuntimeDefault, Ordinary).unwrap(), default);
-    assert_eq!(with(enabled(), RuntimeDefault, Privileged).unwrap(), None);
-    assert_eq!(with(enabled(), Unconfined, Ordinary).unwrap(), None);
-    assert_eq!(with(enabled(), Localhost("mine".into()), Privileged).unwrap(), Some("mine".into()));
-    assert!(with(enabled(), Localhost("other".into()), Ordinary).is_err());
-    assert_eq!(with(bare(), Unset, Ordinary).unwrap(), None);
-    assert!(matches!(with(bare(), RuntimeDefault, Ordinary), Err(SpecError::Unsupported(_))));
-    let mut unconfined = input();
-    unconfined.host.apparmor = bare();
-    assert!(warnings(&unconfined).contains(&Warning::AppArmorDefaultMissing));
-    assert_eq!(with(AppArmor::Absent, Unset, Ordinary).unwrap(), None);
-    assert!(with(AppArmor::Absent, RuntimeDefault, Ordinary).is_err());
-    assert!(with(AppArmor::Absent, Localhost("mine".into()), Ordinary).is_err());
+fn labels_are_passed_on() {
+    let mut input = input();
+    let label = |text: &str| Some(text.to_owned());
+    input.labels =
+        SecurityLabels { apparmor: label("mine"), process: label("u:r:p:s0"), mount: label("u:r:f:s0") };
+    let spec = build(&input).unwrap();
+    let process = spec.process().clone().unwrap();
+    assert_eq!(process.apparmor_profile().as_deref(), Some("mine"));
+    assert_eq!(process.selinux_label().as_deref(), Some("u:r:p:s0"));
+    assert_eq!(spec.linux().clone().unwrap().mount_label().as_deref(), Some("u:r:f:s0"));
 }

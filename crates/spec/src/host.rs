@@ -7,9 +7,7 @@ use std::path::Path;
 
 use crate::capability::CapabilitySet;
 use crate::error::SpecError;
-use crate::input::{
-    AppArmor, AppArmorRequest, CgroupVersion, HostFacts, SecurityRequest, Selinux, SwapAccounting,
-};
+use crate::input::{CgroupVersion, HostFacts, SwapAccounting};
 
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// Bit of `CAP_SYS_RESOURCE`, which alone may lower `oom_score_adj`.
@@ -34,30 +32,11 @@ pub fn probe() -> Result<HostFacts, SpecError> {
     Ok(HostFacts {
         capabilities,
         cgroup,
-        apparmor: apparmor(),
-        selinux: if Path::new("/sys/fs/selinux/enforce").exists() {
-            Selinux::Enabled
-        } else {
-            Selinux::Absent
-        },
         hugepage_sizes: hugepage_sizes(cgroup),
         swap: swap(cgroup),
         oom_score_adj_min: if may_lower { OOM_SCORE_ADJ_LOWEST } else { own },
         cgroup2_options: cgroup2_options(&read("/proc/self/mountinfo")?),
     })
-}
-
-impl HostFacts {
-    /// The facts for one container: as they were probed, with the list of AppArmor profiles read again where the request names
-    /// one, since profiles come and go while the daemon runs.
-    #[must_use]
-    pub fn for_container(&self, security: &SecurityRequest) -> Self {
-        let mut facts = self.clone();
-        if matches!(security.apparmor, AppArmorRequest::Localhost(_)) {
-            facts.apparmor = apparmor();
-        }
-        facts
-    }
 }
 
 fn read(path: &str) -> Result<String, SpecError> {
@@ -71,21 +50,6 @@ fn permitted(status: &str) -> CapabilitySet {
     };
     // What left the bounding set cannot be given to a child either.
     CapabilitySet::from_mask(mask("CapPrm:") & mask("CapBnd:"))
-}
-
-fn apparmor() -> AppArmor {
-    let enabled =
-        fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.trim() == "Y");
-    if !enabled {
-        return AppArmor::Absent;
-    }
-    let list = fs::read_to_string("/sys/kernel/security/apparmor/profiles").unwrap_or_default();
-    AppArmor::Enabled { loaded: loaded_profiles(&list) }
-}
-
-/// Lines of `name (mode)`.
-fn loaded_profiles(list: &str) -> BTreeSet<String> {
-    list.lines().filter_map(|line| line.rsplit_once(" (")).map(|(name, _)| name.to_string()).collect()
 }
 
 /// Page sizes with a file of the hugetlb controller: `hugetlb.2MB.limit_in_bytes` on v1 in the controller's root, on v2
@@ -158,8 +122,6 @@ pub(crate) mod tests {
         HostFacts {
             capabilities: CapabilitySet::ALL,
             cgroup: CgroupVersion::V1,
-            apparmor: AppArmor::Absent,
-            selinux: Selinux::Absent,
             hugepage_sizes: BTreeSet::from(["2MB".to_string()]),
             swap: SwapAccounting::Present,
             oom_score_adj_min: -1000,
@@ -195,14 +157,5 @@ pub(crate) mod tests {
         let line = "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n";
         assert_eq!(cgroup2_options(line), ["nsdelegate", "memory_recursiveprot"]);
         assert!(cgroup2_options("").is_empty());
-    }
-
-    #[test]
-    fn profile_names_may_hold_spaces() {
-        let list = "crisp-default (enforce)\n/usr/bin/a b (complain)\n";
-        assert_eq!(
-            loaded_profiles(list),
-            BTreeSet::from(["crisp-default".to_string(), "/usr/bin/a b".to_string()])
-        );
     }
 }

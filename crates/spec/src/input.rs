@@ -41,8 +41,21 @@ pub struct ContainerInput {
     pub seccomp: Option<LinuxSeccomp>,
     /// Limits of the runtime's own configuration; empty leaves the ones that the process inherits.
     pub rlimits: Vec<Rlimit>,
+    /// What the machine's security modules are told; decided elsewhere, as the filter is.
+    pub labels: SecurityLabels,
     /// Annotation keys that the handler's configuration lets through to the specification; the rest stays out.
     pub allowed_annotations: BTreeSet<String>,
+}
+
+/// Names under which AppArmor and SELinux know the container. They are checked by whoever fills them in: a handler passes them on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SecurityLabels {
+    /// AppArmor profile of the process, loaded in the kernel; `None` for none.
+    pub apparmor: Option<String>,
+    /// SELinux label of the process.
+    pub process: Option<String>,
+    /// SELinux label of the file systems that are mounted for it.
+    pub mount: Option<String>,
 }
 
 /// The part of a CRI container's configuration that its specification depends on.
@@ -460,10 +473,6 @@ pub struct HostFacts {
     pub capabilities: CapabilitySet,
     /// Which hierarchy is mounted at `/sys/fs/cgroup`.
     pub cgroup: CgroupVersion,
-    /// State of AppArmor.
-    pub apparmor: AppArmor,
-    /// State of SELinux.
-    pub selinux: Selinux,
     /// Page sizes that the hugetlb controller limits, as `2MB`; empty without it.
     pub hugepage_sizes: BTreeSet<String>,
     /// Whether swap is accounted and limited per cgroup.
@@ -492,29 +501,6 @@ pub enum SwapAccounting {
     Absent,
 }
 
-/// State of AppArmor.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum AppArmor {
-    /// Not in the kernel, or disabled.
-    #[default]
-    Absent,
-    /// Enabled, with these profiles loaded.
-    Enabled {
-        /// Names in the kernel's list.
-        loaded: BTreeSet<String>,
-    },
-}
-
-/// State of SELinux.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Selinux {
-    /// Not in the kernel, or disabled: requested labels mean nothing.
-    #[default]
-    Absent,
-    /// Enabled.
-    Enabled,
-}
-
 /// A process to run beside a container's init, in its namespaces.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExecRequest {
@@ -532,8 +518,6 @@ pub enum Warning {
     CapabilitiesSkipped(CapabilitySet),
     /// The machine has no controller for these page sizes.
     HugepageSizesSkipped(Vec<String>),
-    /// AppArmor is enabled, but the runtime's default profile is not loaded.
-    AppArmorDefaultMissing,
     /// Raised to the daemon's own floor.
     OomScoreAdjRaised {
         /// As requested.

@@ -25,7 +25,7 @@ pub mod signal;
 pub mod sysctl;
 pub mod users;
 
-pub use confinement::{APPARMOR_DEFAULT_PROFILE, DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS};
+pub use confinement::{DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS};
 pub use error::SpecError;
 pub use input::*;
 pub use linux::{build, warnings};

@@ -6,9 +6,9 @@ use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, LinuxResource
 
 use crate::error::SpecError;
 use crate::input::{
-    CgroupVersion, ContainerInput, Namespace, Privilege, RootAccess, SecurityRequest, Selinux, Warning,
+    CgroupVersion, ContainerInput, Namespace, Privilege, RootAccess, SecurityRequest, Warning,
 };
-use crate::{capability, confinement, devices, mounts, process, resources};
+use crate::{capability, devices, mounts, process, resources};
 
 /// Nothing newer than this is used, so that runtimes of any age take it.
 const OCI_VERSION: &str = "1.0.2";
@@ -23,10 +23,6 @@ const SYSTEMD_PROPERTY_PREFIX: &str = "org.systemd.property.";
 /// # Errors
 /// Whatever in the input cannot be put into one; most are of kind `Invalid`. See the variants of [`SpecError`].
 pub fn build(input: &ContainerInput) -> Result<Spec, SpecError> {
-    // No handler of ours sets labels yet, and a label that is ignored is worse than an error.
-    if input.host.selinux == Selinux::Enabled && input.config.security.selinux.is_some() {
-        return Err(SpecError::Unsupported("an SELinux label"));
-    }
     let mut root = Root::default();
     root.set_path(input.rootfs.clone())
         .set_readonly(Some(input.config.security.root == RootAccess::ReadOnly));
@@ -51,9 +47,6 @@ pub fn warnings(input: &ContainerInput) -> Vec<Warning> {
     let skipped = capability::skipped(&input.config.security, &input.host);
     if !skipped.is_empty() {
         list.push(Warning::CapabilitiesSkipped(skipped));
-    }
-    if confinement::runs_without_default(&input.config.security, &input.host) {
-        list.push(Warning::AppArmorDefaultMissing);
     }
     let sizes = resources::skipped_hugepages(&input.config.resources, &input.host);
     if !sizes.is_empty() {
@@ -93,6 +86,7 @@ fn linux(input: &ContainerInput) -> Result<Linux, SpecError> {
         .set_rootfs_propagation(mounts::root_propagation(input))
         .set_masked_paths(masked)
         .set_readonly_paths(readonly)
+        .set_mount_label(input.labels.mount.clone())
         .set_seccomp(input.seccomp.clone().filter(|_| security.privilege == Privilege::Ordinary));
     Ok(linux)
 }

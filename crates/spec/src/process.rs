@@ -4,7 +4,7 @@ use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, Process, Spec, User};
 
 use crate::error::SpecError;
 use crate::input::{ContainerConfig, ContainerInput, ExecRequest, ImageConfig, NewPrivileges, Terminal};
-use crate::{capability, confinement, resources};
+use crate::{capability, resources};
 
 /// Where programs are looked for when nobody says so.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -29,7 +29,8 @@ pub(crate) fn build(input: &ContainerInput) -> Result<Process, SpecError> {
         .set_rlimits(rlimits(input)?)
         // Left out when false: a handler may take "false" for "was set" and load the filter too late.
         .set_no_new_privileges((new_privileges == NewPrivileges::Forbidden).then_some(true))
-        .set_apparmor_profile(confinement::apparmor_profile(&input.config.security, &input.host)?)
+        .set_apparmor_profile(input.labels.apparmor.clone())
+        .set_selinux_label(input.labels.process.clone())
         .set_oom_score_adj(resources::oom_score_adj(&input.config.resources, &input.host)?);
     Ok(process)
 }

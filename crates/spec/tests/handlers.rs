@@ -107,6 +107,7 @@ impl Bundle {
             devices: Vec::new(),
             seccomp: None,
             rlimits: Vec::new(),
+            labels: Default::default(),
             allowed_annotations: Default::default(),
         }
     }

@@ -62,7 +62,7 @@ pub(crate) fn make(
     let input = ContainerInput {
         id: container.id.clone(),
         sandbox: sandbox(&container.pod, &config, namespaces),
-        host: daemon.host.for_container(&config.security),
+        host: daemon.host.clone(),
         user,
         rootfs: dir.rootfs(),
         cgroups_path: PathBuf::from(cgroups::container_path(container)?.as_str()),
@@ -70,6 +70,7 @@ pub(crate) fn make(
         mounts,
         seccomp,
         rlimits: vec![daemon.files_max],
+        labels: Default::default(),
         allowed_annotations: Default::default(),
         image: content,
         config,
