@@ -3,6 +3,7 @@
 
 mod descriptors;
 mod fork;
+mod idle;
 mod program;
 mod signals;
 mod spawn;
@@ -11,6 +12,7 @@ pub use descriptors::{claim_inherited, close_all_from_except, close_on_exec_from
 pub use fork::{
     Child, CloneArgs, Parent, SingleThreaded, end_now, enter_new_mount_namespace, exec, exec_descriptor,
 };
+pub(crate) use idle::Idle;
 pub use program::{ProgramText, sealed_program};
 pub(crate) use signals::probe as probe_signal;
 pub use signals::{reset as reset_signals, signal_from_number, watch as watch_signals};

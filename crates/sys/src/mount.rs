@@ -60,6 +60,14 @@ pub enum MountError {
         /// What the kernel said.
         source: Errno,
     },
+    /// The ids of a file system cannot be mapped (kernel, or kind of file system).
+    #[error("{} lies on a file system whose ids cannot be mapped for a user namespace", path.display())]
+    NotMappable {
+        /// What was to be mounted.
+        path: PathBuf,
+        /// What the kernel said.
+        source: Errno,
+    },
     /// More layers than the kernel stacks.
     #[error("{count} layers, the kernel stacks at most {OVERLAY_LOWERS_MAX}")]
     TooManyLowers {
@@ -77,9 +85,10 @@ impl MountError {
 
     fn raw(&self) -> Option<Errno> {
         match self {
-            Self::Configure { source, .. } | Self::Path { source, .. } | Self::Descriptor { source, .. } => {
-                Some(*source)
-            }
+            Self::Configure { source, .. }
+            | Self::Path { source, .. }
+            | Self::Descriptor { source, .. }
+            | Self::NotMappable { source, .. } => Some(*source),
             Self::TooManyLowers { .. } => None,
         }
     }

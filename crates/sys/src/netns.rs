@@ -16,6 +16,9 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
+use crate::clone::Idle;
+use crate::userns::{CLONE_NEWUSER, IdMap};
+
 /// A failed operation on namespaces.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -26,6 +29,9 @@ pub enum NetnsError {
     /// The kernel gave no new namespaces.
     #[error("unshare namespaces")]
     Unshare(#[source] io::Error),
+    /// The ids of the new user namespace were refused.
+    #[error("map the ids of the user namespace")]
+    IdMap(#[source] io::Error),
     /// The host name was refused.
     #[error("set the host name to {name:?}")]
     Hostname {
@@ -88,6 +94,8 @@ pub struct PodNamespacesRequest {
 /// Pinned namespaces of a pod.
 #[derive(Debug)]
 pub struct PodNamespaces {
+    /// `<dir>/user`, if ids were given.
+    pub user: Option<PathBuf>,
     /// `<dir>/net`, if one was asked for.
     pub net: Option<PathBuf>,
     /// `<dir>/ipc`, if one was asked for.
@@ -108,7 +116,28 @@ const THREAD_STACK_BYTES: usize = 512 << 10;
 /// # Errors
 /// [`NetnsError`]; the directory must exist, the kernel must allow `unshare`.
 pub fn create_pod_namespaces(request: &PodNamespacesRequest) -> Result<PodNamespaces, NetnsError> {
-    on_own_thread(|| create_here(request))?
+    on_own_thread(|| create_here(request, None))?
+}
+
+/// As [`create_pod_namespaces`], with a user namespace of these ids, which owns the others and is pinned to `<dir>/user`: its root
+/// may set what belongs to them.
+///
+/// # Errors
+/// [`NetnsError`]; the kernel must allow the ids.
+pub fn create_pod_namespaces_for(
+    request: &PodNamespacesRequest,
+    ids: &IdMap,
+) -> Result<PodNamespaces, NetnsError> {
+    on_own_thread(|| create_here(request, Some(ids)))?
+}
+
+/// Binds the PID namespace of a process on a new file, so that it is joined by something that no other process takes over. The
+/// caller makes sure, after this, that `pid` still is the process it means.
+///
+/// # Errors
+/// When the file exists, or the process is gone.
+pub fn pin_pid_namespace(pid: i32, path: &Path) -> Result<(), NetnsError> {
+    pin_from(&format!("/proc/{pid}/ns/pid"), path)
 }
 
 /// Takes the pin off a namespace: unmounts the file and removes it. What is gone already is fine.
@@ -173,7 +202,7 @@ fn enter(netns: &Path) -> Result<(), NetnsError> {
         .map_err(|e| pin_error("enter network namespace", netns, e))
 }
 
-fn create_here(request: &PodNamespacesRequest) -> Result<PodNamespaces, NetnsError> {
+fn create_here(request: &PodNamespacesRequest, ids: Option<&IdMap>) -> Result<PodNamespaces, NetnsError> {
     let flags = [
         (request.net, UnshareFlags::NEWNET),
         (request.ipc, UnshareFlags::NEWIPC),
@@ -181,17 +210,69 @@ fn create_here(request: &PodNamespacesRequest) -> Result<PodNamespaces, NetnsErr
     ];
     let flags =
         flags.into_iter().filter(|(wanted, _)| *wanted).fold(UnshareFlags::empty(), |a, (_, flag)| a | flag);
-    // SAFETY: rustix asks that threads keep seeing each other's descriptors. `FILES` is not among the flags, so the
-    // descriptor table stays shared; there is no safe wrapper, because rustix cannot see which flags are given.
-    unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(|e| NetnsError::Unshare(e.into()))?;
+    let owner = match ids {
+        Some(ids) => Some(enter_owned(flags, ids)?),
+        None => {
+            // SAFETY: rustix asks that threads keep seeing each other's descriptors. `FILES` is not among the flags, so the
+            // descriptor table stays shared; there is no safe wrapper, because rustix cannot see which flags are given.
+            unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(|e| NetnsError::Unshare(e.into()))?;
+            None
+        }
+    };
+    let user = owner.as_ref().map(|owner| owner.pin(&request.dir)).transpose()?;
+    let made = finish_here(request, ids).map(|made| PodNamespaces { user: user.clone(), ..made });
+    if let (Err(_), Some(user)) = (&made, &user) {
+        // The first failure is the one to report.
+        drop(unpin(user));
+    }
+    made
+}
+
+/// A process in a new user namespace.
+struct Owner(Idle);
+
+impl Owner {
+    fn pin(&self, dir: &Path) -> Result<PathBuf, NetnsError> {
+        let path = dir.join("user");
+        pin_from(&format!("/proc/{}/ns/user", self.0.pid), &path)?;
+        Ok(path)
+    }
+}
+
+/// Makes namespaces that a new user namespace owns, and takes the calling thread into all of them but that one: a process of many
+/// threads can neither make nor enter a user namespace, so another process makes all of them at once.
+fn enter_owned(flags: UnshareFlags, ids: &IdMap) -> Result<Owner, NetnsError> {
+    let owner = Idle::start(CLONE_NEWUSER | u64::from(flags.bits())).map_err(NetnsError::Unshare)?;
+    ids.write(owner.pid).map_err(NetnsError::IdMap)?;
+    for (flag, kind) in
+        [(UnshareFlags::NEWNET, "net"), (UnshareFlags::NEWIPC, "ipc"), (UnshareFlags::NEWUTS, "uts")]
+    {
+        if flags.contains(flag) {
+            let path = PathBuf::from(format!("/proc/{}/ns/{kind}", owner.pid));
+            let file =
+                crate::userns::open(&path).map_err(|e| pin_error("open the new namespace", &path, e))?;
+            rustix::thread::move_into_link_name_space(file.as_fd(), None)
+                .map_err(|e| pin_error("enter the new namespace", &path, e))?;
+        }
+    }
+    Ok(Owner(owner))
+}
+
+fn finish_here(request: &PodNamespacesRequest, ids: Option<&IdMap>) -> Result<PodNamespaces, NetnsError> {
     if let Some(name) = &request.hostname {
         rustix::system::sethostname(name.as_bytes())
             .map_err(|e| NetnsError::Hostname { name: name.clone(), source: e.into() })?;
     }
     let netlink = if request.net { Some(open_with_loopback_up()?) } else { None };
-    apply_sysctls(&request.sysctls)?;
+    match ids.and_then(IdMap::root) {
+        Some((uid, gid)) => {
+            crate::userns::with_effective_user(uid, gid, || apply_sysctls(&request.sysctls))
+                .map_err(NetnsError::IdMap)??;
+        }
+        None => apply_sysctls(&request.sysctls)?,
+    }
     let (net, ipc, uts) = pin_all(request)?;
-    Ok(PodNamespaces { net, ipc, uts, netlink })
+    Ok(PodNamespaces { user: None, net, ipc, uts, netlink })
 }
 
 type Pins = (Option<PathBuf>, Option<PathBuf>, Option<PathBuf>);
@@ -222,18 +303,22 @@ fn pin_all(request: &PodNamespacesRequest) -> Result<Pins, NetnsError> {
 /// Binds the calling thread's namespace on `<dir>/<kind>`.
 fn pin(dir: &Path, kind: &str) -> Result<PathBuf, NetnsError> {
     let path = dir.join(kind);
+    pin_from(&format!("/proc/thread-self/ns/{kind}"), &path)?;
+    Ok(path)
+}
+
+/// Binds a namespace on a new file.
+fn pin_from(namespace: &str, path: &Path) -> Result<(), NetnsError> {
     // EXCL: a file that exists belongs to somebody, and a second mount on it would hide the first.
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(CWD, &path, flags, Mode::RUSR | Mode::WUSR)
-        .map_err(|e| pin_error("create namespace file", &path, e))?;
+    let file = rustix::fs::openat(CWD, path, flags, Mode::RUSR | Mode::WUSR)
+        .map_err(|e| pin_error("create namespace file", path, e))?;
     drop(file);
-    let bound = rustix::mount::mount_bind(format!("/proc/thread-self/ns/{kind}"), &path);
-    bound.map_err(|e| {
+    rustix::mount::mount_bind(namespace, path).map_err(|e| {
         // The mount error is the one to report.
-        let _ = rustix::fs::unlink(&path);
-        pin_error("bind namespace to", &path, e)
-    })?;
-    Ok(path)
+        let _ = rustix::fs::unlink(path);
+        pin_error("bind namespace to", path, e)
+    })
 }
 
 fn pin_error(operation: &'static str, path: &Path, e: Errno) -> NetnsError {
@@ -411,6 +496,42 @@ mod tests {
                 unpin(&dir.join(kind)).unwrap();
                 unpin(&dir.join(kind)).unwrap();
             }
+            assert_eq!(fs::read_dir(dir).unwrap().count(), 0);
+        });
+    }
+
+    /// The user namespace that owns another one, by `NS_GET_USERNS` (`linux/nsfs.h`).
+    fn owner_of(path: &Path) -> OwnedFd {
+        use std::os::fd::{AsRawFd as _, FromRawFd as _};
+        let file = fs::File::open(path).unwrap();
+        // SAFETY: an ioctl without argument on a descriptor of ours.
+        let fd = unsafe { libc::ioctl(file.as_raw_fd(), 0xb701) };
+        assert!(fd >= 0, "{}", io::Error::last_os_error());
+        // SAFETY: the kernel gave a new descriptor.
+        unsafe { OwnedFd::from_raw_fd(fd) }
+    }
+
+    #[test]
+    fn a_user_namespace_owns_the_others() {
+        privately(|dir| {
+            let ids = IdMap::shifted(200_000, 65_536);
+            let made = create_pod_namespaces_for(&request(dir), &ids).unwrap();
+            let user = crate::userns::open(&made.user.clone().unwrap()).unwrap();
+            for path in [made.net.clone(), made.ipc.clone(), made.uts.clone()] {
+                assert!(crate::userns::same(&user, owner_of(&path.unwrap())).unwrap());
+            }
+            let port = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+            assert_eq!(in_netns(&made.net.clone().unwrap(), || read(port)).unwrap(), "0");
+            // Its root owns the settings.
+            let owner = in_netns(&made.net.clone().unwrap(), || {
+                std::os::unix::fs::MetadataExt::uid(&fs::metadata(port).unwrap())
+            });
+            assert_eq!(owner.unwrap(), 200_000);
+            for kind in ["user", "net", "ipc", "uts"] {
+                unpin(&dir.join(kind)).unwrap();
+            }
+            let refused = create_pod_namespaces_for(&request(dir), &IdMap::shifted(u32::MAX - 1, 65_536));
+            assert!(matches!(refused, Err(NetnsError::IdMap(_))));
             assert_eq!(fs::read_dir(dir).unwrap().count(), 0);
         });
     }
