@@ -137,6 +137,7 @@ impl SnapshotError {
                 of_io(source)
             }
             Self::InUse { .. } | Self::HasChildren { .. } | Self::Mounted { .. } => ErrorKind::WrongState,
+            Self::Mount { source: MountError::NotMappable { .. }, .. } => ErrorKind::Unsupported,
             Self::Mount { source, .. } => source.errno().map_or(ErrorKind::Exhausted, |e| of_io(&e)),
             Self::Path { source, .. } => of_path(source),
             Self::Record { .. } => ErrorKind::Internal,

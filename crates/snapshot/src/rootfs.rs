@@ -1,8 +1,10 @@
 //! Root filesystems: an overlay of layers, with or without a writable layer.
 
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use crisp_sys::mount::{self, Overlay, Writable};
+use crisp_sys::idmap;
+use crisp_sys::mount::{self, Overlay, Reach, Writable};
 use crisp_sys::path::RootedDir;
 use rustix::fs::Mode;
 
@@ -12,6 +14,19 @@ use crate::{ChainId, LayerStore, Usage, tree};
 
 const UPPER: &str = "upper";
 const WORK: &str = "work";
+/// Mount point of the mapped view of the layers, while an overlay is made of it.
+const LAYERS_VIEW: &str = "layers";
+
+/// Whose ids a root filesystem shows. The layers keep their owners on disk (0 is the image's root), the overlay is made of a view of
+/// them that is mapped. What the container writes belongs on disk to the ids that it is mapped to: overlay makes its own things in the
+/// writable directory as the host's root, whom a mapped view of that directory would not know.
+#[derive(Debug, Clone, Copy)]
+pub struct MappedIds<'a> {
+    /// The user namespace.
+    pub userns: BorrowedFd<'a>,
+    /// An existing directory, on a private mount, where the views hang for the moment.
+    pub scratch: &'a Path,
+}
 
 /// A mounted root filesystem. It stays mounted when this value goes; [`Rootfs::unmount`] ends it.
 #[derive(Debug)]
@@ -31,8 +46,26 @@ impl Rootfs {
     /// # Errors
     /// [`SnapshotError::LayerNotFound`]; [`SnapshotError::Mounted`]; [`SnapshotError::Mount`], [`SnapshotError::Io`].
     pub fn prepare(store: &LayerStore, writable: &Path, chain: &[ChainId], target: &Path) -> Result<Self> {
-        let lowers = store.lowers(chain)?;
+        Self::prepare_for(store, writable, chain, target, None)
+    }
+
+    /// As [`Self::prepare`]; with the ids of a user namespace if any are given.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`]; [`SnapshotError::Mount`] of kind `Unsupported` where the file system's ids cannot be mapped.
+    pub fn prepare_for(
+        store: &LayerStore,
+        writable: &Path,
+        chain: &[ChainId],
+        target: &Path,
+        ids: Option<MappedIds<'_>>,
+    ) -> Result<Self> {
+        let mut lowers = store.lowers(chain)?;
         check_free(target)?;
+        let layers = ids.as_ref().map(|ids| View::open(ids, store.layers_dir(), LAYERS_VIEW)).transpose()?;
+        if let Some(layers) = &layers {
+            lowers = layers.paths(store.layers_dir(), &lowers)?;
+        }
         let (upper, work) = (writable.join(UPPER), writable.join(WORK));
         make_dir(writable, 0o700)?;
         make_upper(&upper, lowers.first().map_or(&upper, |top| top))?;
@@ -51,6 +84,19 @@ impl Rootfs {
     /// # Errors
     /// As [`Self::prepare`].
     pub fn mount_read_only(store: &LayerStore, chain: &[ChainId], target: &Path) -> Result<Self> {
+        Self::mount_read_only_for(store, chain, target, None)
+    }
+
+    /// As [`Self::mount_read_only`]; with the ids of a user namespace if any are given.
+    ///
+    /// # Errors
+    /// As [`Self::prepare_for`].
+    pub fn mount_read_only_for(
+        store: &LayerStore,
+        chain: &[ChainId],
+        target: &Path,
+        ids: Option<MappedIds<'_>>,
+    ) -> Result<Self> {
         let mut lowers = store.lowers(chain)?;
         check_free(target)?;
         // Without an upper directory older kernels ask for two lower ones.
@@ -58,6 +104,10 @@ impl Rootfs {
             lowers.push(store.bottom());
         }
         make_dir(target, 0o700)?;
+        let layers = ids.as_ref().map(|ids| View::open(ids, store.layers_dir(), LAYERS_VIEW)).transpose()?;
+        if let Some(layers) = &layers {
+            lowers = layers.paths(store.layers_dir(), &lowers)?;
+        }
         let view = Overlay { lowers: &lowers, writable: None };
         mount::overlay(&view, target).map_err(SnapshotError::mount(target))?;
         Ok(Self { target: target.to_owned() })
@@ -105,6 +155,46 @@ impl Rootfs {
     /// [`SnapshotError::Io`].
     pub fn writable_usage(path: &Path) -> Result<Usage> {
         tree::usage(&path.join(UPPER))
+    }
+}
+
+/// A directory shown with mapped ids, for as long as this value lives: an overlay keeps what it is made of.
+struct View {
+    at: PathBuf,
+}
+
+impl View {
+    fn open(ids: &MappedIds<'_>, source: &Path, name: &str) -> Result<Self> {
+        let at = ids.scratch.join(name);
+        make_dir(&at, 0o700)?;
+        let view = Self { at };
+        let failed = SnapshotError::mount(source);
+        let map = || {
+            let tree = idmap::copy(source, Reach::Single)?;
+            idmap::map_ids(tree.as_fd(), ids.userns, Reach::Single, source)?;
+            mount::attach(tree.as_fd(), &view.at)
+        };
+        map().map_err(failed)?;
+        Ok(view)
+    }
+
+    /// The same directories below this view.
+    fn paths(&self, source: &Path, paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+        let inside = |path: &PathBuf| {
+            let relative = path
+                .strip_prefix(source)
+                .map_err(|_elsewhere| SnapshotError::io("find a layer at", path)(rustix::io::Errno::NOENT))?;
+            Ok(self.at.join(relative))
+        };
+        paths.iter().map(inside).collect()
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        // What stays is seen by whoever removes the scratch directory: it is not empty then.
+        let _seen_later = mount::unmount_detach(&self.at);
+        let _seen_later = rustix::fs::rmdir(&self.at);
     }
 }
 

@@ -277,6 +277,11 @@ impl LayerStore {
         Ok(lowers)
     }
 
+    /// The directory that all layers lie below.
+    pub(crate) fn layers_dir(&self) -> &Path {
+        &self.inner.layers
+    }
+
     /// A directory with nothing in it, to lie below others.
     pub(crate) fn bottom(&self) -> PathBuf {
         self.inner.layers.join(EMPTY[2])

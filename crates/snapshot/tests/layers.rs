@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crisp_domain::ErrorKind;
-use crisp_snapshot::{ChainId, LayerStore, Limits, Rootfs, copy_up_volume};
+use crisp_snapshot::{ChainId, LayerStore, Limits, MappedIds, Rootfs, copy_up_volume};
 use crisp_sys::path::RootedDir;
 use private::{commit, commit_all, in_private_mounts, listing, tree};
 use support::*;
@@ -310,6 +310,56 @@ fn a_container_writes_to_its_own_layer() {
         Rootfs::remove_writable(&writable).unwrap();
         assert!(!writable.exists());
         assert_eq!(Rootfs::writable_usage(&writable).unwrap().inodes, 0);
+    });
+}
+
+#[test]
+fn a_user_namespace_sees_its_own_ids_and_the_layers_keep_theirs() {
+    in_private_mounts("a_user_namespace_sees_its_own_ids_and_the_layers_keep_theirs", |home| {
+        use crisp_sys::userns::{IdMap, as_user, with_mapping};
+        use std::os::fd::AsFd as _;
+        let store = LayerStore::open(home).unwrap();
+        let first = tar([file("f", "image"), file("g", "image").owner(5, 6)]);
+        let chain = commit_all(&store, &[first, tar([dir("d/", 0o755), file("d/h", "image")])]);
+        let (writable, target, scratch) = (home.join("c1"), home.join("rootfs"), home.join("scratch"));
+        std::fs::create_dir(&scratch).unwrap();
+        let userns = with_mapping(&IdMap::shifted(100_000, 65_536)).unwrap();
+        let ids = Some(MappedIds { userns: userns.as_fd(), scratch: &scratch });
+        Rootfs::prepare_for(&store, &writable, &chain, &target, ids).unwrap();
+        let owner = |path: &str| {
+            let stat = std::fs::metadata(target.join(path)).unwrap();
+            (stat.uid(), stat.gid())
+        };
+        assert_eq!(
+            [owner("f"), owner("g"), owner("d/h")],
+            [(100_000, 100_000), (100_005, 100_006), (100_000, 100_000)]
+        );
+        as_user(100_000, 100_000, || {
+            std::fs::write(target.join("f"), "changed").unwrap();
+            std::fs::write(target.join("d/new"), "x").unwrap();
+            std::os::unix::fs::chown(target.join("g"), Some(100_007), Some(100_007)).unwrap();
+            std::fs::remove_file(target.join("d/h")).unwrap();
+        })
+        .unwrap();
+        assert_eq!(
+            [owner("f"), owner("g"), owner("d/new")],
+            [(100_000, 100_000), (100_007, 100_007), (100_000, 100_000)]
+        );
+        assert!(!target.join("d/h").exists());
+        let on_disk = |path: &str| std::fs::metadata(writable.join("upper").join(path)).unwrap().uid();
+        assert_eq!([on_disk("f"), on_disk("g"), on_disk("d/new")], [100_000, 100_007, 100_000]);
+        let layer = store.layer_path(&chain[0]);
+        assert_eq!(std::fs::metadata(layer.join("g")).unwrap().uid(), 5);
+        assert!(Rootfs::writable_usage(&writable).unwrap().inodes >= 5);
+        assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0);
+        Rootfs::unmount(&target).unwrap();
+        Rootfs::remove_writable(&writable).unwrap();
+        let view = home.join("view");
+        Rootfs::mount_read_only_for(&store, &chain, &view, ids).unwrap();
+        assert_eq!(std::fs::metadata(view.join("g")).unwrap().uid(), 100_005);
+        Rootfs::unmount(&view).unwrap();
+        std::fs::remove_dir(&scratch).unwrap();
+        assert!(!std::fs::read_to_string("/proc/self/mounts").unwrap().contains("scratch"));
     });
 }
 
