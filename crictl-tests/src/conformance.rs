@@ -290,7 +290,12 @@ impl Table {
         let cell = |text: &str| text.replace('|', "\\|");
         let row = |(spec, row): (&String, &Row)| {
             let results = row.results.iter().map(|result| result.as_deref().unwrap_or("-"));
-            format!("| {} | {} | {} |\n", cell(spec), results.collect::<Vec<_>>().join(" | "), cell(&row.note))
+            format!(
+                "| {} | {} | {} |\n",
+                cell(spec),
+                results.collect::<Vec<_>>().join(" | "),
+                cell(&row.note)
+            )
         };
         HEADER.to_owned() + &self.0.iter().map(row).collect::<String>()
     }
@@ -330,7 +335,8 @@ impl Table {
                 differences.push(format!("{spec}: no note says why"));
             }
         }
-        let gone = self.0.iter().filter(|(spec, row)| !specs.contains_key(*spec) && !row.note.starts_with(NEWER));
+        let gone =
+            self.0.iter().filter(|(spec, row)| !specs.contains_key(*spec) && !row.note.starts_with(NEWER));
         differences.extend(gone.map(|(spec, _)| format!("{spec}: listed, but there is no such spec")));
         differences
     }

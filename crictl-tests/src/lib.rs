@@ -13,6 +13,7 @@ pub mod cri;
 pub mod enter;
 pub mod eventually;
 pub mod images;
+pub mod kubelet;
 pub mod leaks;
 pub mod node;
 pub mod objects;
@@ -21,6 +22,7 @@ pub mod prepare;
 pub mod registry;
 pub mod suite;
 pub mod vm;
+pub mod web;
 
 /// Prints a line on stdout at once.
 #[macro_export]

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use crictl_tests::{bench, conformance, enter, prepare, suite, vm};
+use crictl_tests::{bench, conformance, enter, kubelet, prepare, suite, vm};
 
 #[derive(Parser)]
 #[command(about = "Tests of the built binaries from outside, over the CRI socket")]
@@ -29,6 +29,8 @@ enum Command {
         #[arg(long)]
         dir: Option<std::path::PathBuf>,
     },
+    /// Run the pods of a real kubelet, whose binary the variable KUBELET names.
+    Kubelet,
     /// Run the smoke test in a virtual machine with systemd and cgroup v2.
     Vm,
     /// Start a node and wait for the end of standard input: for looking around with `nsenter`.
@@ -51,9 +53,11 @@ fn main() -> Result<()> {
             i32::from(!drive(Arguments::parse_from(again).command)?)
         }
         Command::Vm => i32::from(!vm::smoke()?),
-        Command::Test { .. } | Command::Critest(_) | Command::Bench { .. } | Command::Node => {
-            enter::run_inside(&std::env::args().skip(1).collect::<Vec<_>>())?
-        }
+        Command::Test { .. }
+        | Command::Critest(_)
+        | Command::Bench { .. }
+        | Command::Kubelet
+        | Command::Node => enter::run_inside(&std::env::args().skip(1).collect::<Vec<_>>())?,
     };
     std::process::exit(code)
 }
@@ -64,6 +68,7 @@ fn drive(command: Command) -> Result<bool> {
         Command::Test { filters } => suite::run(&filters),
         Command::Critest(suite) => conformance::run(&suite),
         Command::Bench { dir } => bench::run(dir.as_deref()).map(|()| true),
+        Command::Kubelet => kubelet::run(),
         Command::Node => suite::wait_here().map(|()| true),
         Command::Prepare | Command::Vm | Command::Inside { .. } | Command::Driver { .. } => {
             anyhow::bail!("this command does not run inside")
