@@ -14,6 +14,8 @@ use crate::registry::Registry;
 use crate::say;
 use crate::suite::REGISTRY_PORT;
 
+mod polling;
+
 const PODS: usize = 40;
 const EXECS: usize = 200;
 const CLIENTS: usize = 10;
@@ -28,7 +30,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// When a call fails.
 pub fn run(disk: Option<&Path>) -> Result<()> {
     let registry = Registry::start(Path::new("/run/registry"), REGISTRY_PORT)?;
-    let options = Options { disk: disk.map(Path::to_owned), log: "warn".into(), ..Options::default() };
+    // What a node has on: plugins may register, and somebody listens to the events.
+    let more = "[nri]\nenabled = true\nsocket = \"/run/t/1/nri.sock\"\n".to_owned();
+    let options = Options { disk: disk.map(Path::to_owned), log: "warn".into(), more, ..Options::default() };
     let mut node = Node::start("bench", 1, &registry, &options)?;
     for handler in ["crisp", "crun", "runc"] {
         for (text, pause) in [("with pauses", PAUSE), ("back to back", Duration::ZERO)] {
@@ -40,6 +44,7 @@ pub fn run(disk: Option<&Path>) -> Result<()> {
     execs(&node)?;
     at_once(&node)?;
     memory(&node)?;
+    polling::run(&node)?;
     node.finish()
 }
 
@@ -159,16 +164,13 @@ fn memory(node: &Node) -> Result<()> {
     }
     // What the starts themselves needed is given back a moment later.
     pause(Duration::from_secs(2));
-    let mut shims = Vec::new();
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let exe = fs::read_link(entry.path().join("exe")).unwrap_or_default();
-        if String::from_utf8_lossy(&command).contains("crisp-shim")
-            || exe.to_string_lossy().contains("crisp-shim")
-        {
-            shims.push((kib(&entry.path(), "Pss:")?, kib(&entry.path(), "Private_Dirty:")?));
-        }
-    }
+    let shims: Vec<(u64, u64)> = shims()
+        .iter()
+        .map(|pid| {
+            let process = Path::new("/proc").join(pid.to_string());
+            Ok((kib(&process, "Pss:")?, kib(&process, "Private_Dirty:")?))
+        })
+        .collect::<Result<_>>()?;
     let count = shims.len().max(1) as u64;
     let (pss, dirty) = shims.iter().fold((0, 0), |(pss, dirty), shim| (pss + shim.0, dirty + shim.1));
     let daemon = format!("/proc/{}", node.daemon_pid()?);
@@ -181,6 +183,19 @@ fn memory(node: &Node) -> Result<()> {
     );
     say!("daemon: PSS {} KiB", kib(Path::new(&daemon), "Pss:")?);
     node.remove_all()
+}
+
+/// Process ids of the shims.
+fn shims() -> Vec<u32> {
+    let is_shim = |process: &Path| {
+        let command = fs::read(process.join("cmdline")).unwrap_or_default();
+        let exe = fs::read_link(process.join("exe")).unwrap_or_default();
+        String::from_utf8_lossy(&command).contains("crisp-shim")
+            || exe.to_string_lossy().contains("crisp-shim")
+    };
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let processes = entries.flatten().filter(|entry| is_shim(&entry.path()));
+    processes.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok()).collect()
 }
 
 /// A line of `smaps_rollup` in KiB.

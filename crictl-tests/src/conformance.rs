@@ -67,6 +67,7 @@ impl Column {
 
 /// How the suite is run.
 #[derive(Clone, Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct Suite {
     /// Run only specs that match this regular expression; nothing is compared then.
     #[arg(long)]
@@ -280,7 +281,8 @@ impl Table {
             let cells = cells(line);
             let [spec, results @ .., note] = cells.as_slice() else { bail!("CONFORMANCE.md: {line}") };
             let results: Vec<_> = results.iter().map(|cell| (cell != "-").then(|| cell.clone())).collect();
-            let results = results.try_into().map_err(|_| anyhow::anyhow!("CONFORMANCE.md: {line}"))?;
+            let results =
+                results.try_into().map_err(|_wrong_count| anyhow::anyhow!("CONFORMANCE.md: {line}"))?;
             rows.insert(spec.clone(), Row { results, note: note.clone() });
         }
         Ok(Self(rows))
