@@ -7,6 +7,8 @@ use anyhow::{Context as _, Result, bail};
 
 /// Where the generated code lies, below the repository's root.
 const GENERATED: &str = "proto/src/gen";
+/// The same for the plugin protocol, whose types only its crate sees.
+const GENERATED_NRI: &str = "crates/nri/src/gen";
 
 /// The CRI messages that the daemon keeps in its records and shows in verbose answers, as JSON with the names of the proto file.
 const RECORDED: &[&str] = &[
@@ -47,16 +49,21 @@ const RECORDED: &[&str] = &[
 
 /// Writes the generated code.
 pub(crate) fn write(root: &Path) -> Result<()> {
-    generate(root, &root.join(GENERATED))
+    generate(root, &root.join(GENERATED))?;
+    nri(root, &root.join(GENERATED_NRI))
 }
 
 /// Fails, naming the files, when the committed code is not what [`write`] would write.
 pub(crate) fn check(root: &Path) -> Result<()> {
-    let fresh = tempfile::tempdir()?;
-    generate(root, fresh.path())?;
-    let stale = differing(&files(&root.join(GENERATED))?, &files(fresh.path())?);
-    if !stale.is_empty() {
-        bail!("{GENERATED}: {} not as generated: run `cargo xtask codegen`", stale.join(", "));
+    for (committed, generator) in
+        [(GENERATED, generate as fn(&Path, &Path) -> Result<()>), (GENERATED_NRI, nri)]
+    {
+        let fresh = tempfile::tempdir()?;
+        generator(root, fresh.path())?;
+        let stale = differing(&files(&root.join(committed))?, &files(fresh.path())?);
+        if !stale.is_empty() {
+            bail!("{committed}: {} not as generated: run `cargo xtask codegen`", stale.join(", "));
+        }
     }
     Ok(())
 }
@@ -113,6 +120,14 @@ fn admin(root: &Path, out: &Path) -> Result<()> {
 fn supervisor(root: &Path, out: &Path) -> Result<()> {
     let files = compile(root, "proto/shim", "supervisor.proto")?;
     Ok(builder(out).build_client(false).build_server(false).compile_fds(files)?)
+}
+
+/// Maps are ordered, so that the same adjustment gives the same specification.
+fn nri(root: &Path, out: &Path) -> Result<()> {
+    std::fs::create_dir_all(out)?;
+    let files = compile(root, "crates/nri/proto", "nri.proto")?;
+    let builder = builder(out).btree_map(".").build_client(false).build_server(false);
+    builder.compile_fds(files).context("generate the plugin protocol")
 }
 
 #[cfg(test)]
