@@ -27,7 +27,7 @@ use crate::record::{BridgeRecord, Record};
 use crate::route::{self, Mac, VethPair};
 use crate::subnet::{Pool, Subnet};
 use crate::{AttachRequest, Attachment, BridgeConfig, IpPreference, NetworkError, Provider, Result};
-use crate::{cni::INTERFACE, nft};
+use crate::{cni::INTERFACE, nft, tc};
 
 /// Version of the CNI results that the bridge writes.
 const RESULT_VERSION: &str = "1.0.0";
@@ -238,12 +238,6 @@ impl Bridge {
 
     /// Finds addresses for a pod and claims its host ports; nothing is changed in the kernel but sockets of ours.
     pub(crate) fn reserve(&self, request: &AttachRequest, pod: &str) -> Result<Reservation> {
-        if request.bandwidth.is_some() {
-            return Err(NetworkError::Unsupported {
-                what: "a bandwidth limit".into(),
-                provider: self.provider(),
-            });
-        }
         let mut held = self.held();
         let mut ips = Vec::with_capacity(held.pools.len());
         for pool in &mut held.pools {
@@ -284,7 +278,7 @@ impl Bridge {
                 result: self.result(&request.netns, reserved),
                 port_mappings,
             },
-            cni: None,
+            cni: Vec::new(),
             bridge: Some(BridgeRecord { host_interface: reserved.host_interface.clone() }),
         }
     }
@@ -319,7 +313,7 @@ impl Bridge {
     pub(crate) fn connect(&self, request: &AttachRequest, reserved: &Reservation) -> Result<()> {
         self.add_veth(request, reserved)?;
         self.configure_pod(request, reserved)?;
-        self.settle(reserved)?;
+        self.settle(request, reserved)?;
         self.publish(&reserved.published)
     }
 
@@ -376,16 +370,33 @@ impl Bridge {
             changes.push(route::address(index, *ip, subnet.prefix()));
             changes.push(route::default_route(index, subnet.gateway()));
         }
+        changes.extend(
+            request
+                .bandwidth
+                .and_then(|limit| limit.egress_bits_per_second)
+                .map(|rate| tc::limit(index, rate)),
+        );
         changes.push(route::settle(index));
         exchange(socket, &changes, |_, _| {}).map_err(failed)
     }
 
     /// First the port, then the bridge, which has carrier only through its ports.
-    fn settle(&self, reserved: &Reservation) -> Result<()> {
+    fn settle(&self, request: &AttachRequest, reserved: &Reservation) -> Result<()> {
+        if let Some(rate) = request.bandwidth.and_then(|limit| limit.ingress_bits_per_second) {
+            self.limit(&reserved.host_interface, rate)?;
+        }
         let looks = [route::settle_named(&reserved.host_interface), route::settle_named(&self.name)];
         self.route
             .with(|socket| exchange(socket, &looks, |_, _| {}))
             .map_err(|source| self.netlink(&format!("bring {} up", reserved.host_interface), source))
+    }
+
+    fn limit(&self, host_interface: &str, rate: u64) -> Result<()> {
+        let limited = self.route.with(|socket| match route::link(socket, host_interface)? {
+            None => Err(io::ErrorKind::NotFound.into()),
+            Some(link) => exchange(socket, &[tc::limit(link.index, rate)], |_, _| {}),
+        });
+        limited.map_err(|source| self.netlink(&format!("limit the bandwidth of {host_interface}"), source))
     }
 
     fn publish(&self, published: &[Published]) -> Result<()> {
@@ -428,6 +439,16 @@ impl Bridge {
         self.netfilter
             .with(|socket| conntrack::forget_udp(socket, published, Change::Withdrawn))
             .map_err(failed)
+    }
+
+    /// Whether a pod's end on the host is there, and the bridge and its rules.
+    pub(crate) fn check_pod(&self, id: &SandboxId, record: &Record) -> Result<()> {
+        self.check()?;
+        let Some(bridge) = &record.bridge else { return Ok(()) };
+        let looking =
+            |source| self.netlink(&format!("look for {} of sandbox {id}", bridge.host_interface), source);
+        let link = self.route.with(|socket| route::link(socket, &bridge.host_interface)).map_err(looking)?;
+        link.map(drop).ok_or_else(|| looking(io::ErrorKind::NotFound.into()))
     }
 
     /// Lets nothing through the host's end any more. It may be gone with its namespace, now or any moment.
@@ -502,10 +523,6 @@ impl Bridge {
 
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn provider(&self) -> String {
-        format!("the built-in bridge {}", self.name)
     }
 
     fn netlink(&self, operation: &str, source: io::Error) -> NetworkError {

@@ -3,11 +3,20 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Networks of one pod.
+pub const NETWORKS_MAX: usize = 32;
+
 /// What [`crate::Network::open`] needs to know.
 #[derive(Debug, Clone)]
 pub struct NetworkConfig {
-    /// Where CNI configurations lie, `/etc/cni/net.d`. The first file in lexical order is used; it need not exist.
+    /// Where CNI configurations lie, `/etc/cni/net.d`. The first files in lexical order are used; it need not exist.
     pub cni_conf_dir: PathBuf,
+    /// The directories that requests may name instead: plugins of these are told what is left, too.
+    pub cni_more_conf_dirs: Vec<PathBuf>,
+    /// How many networks a pod gets, each with an interface `eth0`, `eth1`, …: 1 to [`NETWORKS_MAX`].
+    pub cni_networks_max: usize,
+    /// What [`crate::Network::apply_pod_cidr`] makes a configuration of; see [`crate::render_template`].
+    pub cni_template: Option<PathBuf>,
     /// Where CNI plugins lie, searched in order.
     pub cni_bin_dirs: Vec<PathBuf>,
     /// `<root>/network`: records of attachments. Made if missing.
@@ -26,6 +35,9 @@ impl NetworkConfig {
     pub fn new(cache_dir: PathBuf) -> Self {
         Self {
             cni_conf_dir: "/etc/cni/net.d".into(),
+            cni_more_conf_dirs: Vec::new(),
+            cni_networks_max: 1,
+            cni_template: None,
             cni_bin_dirs: vec!["/opt/cni/bin".into()],
             cache_dir,
             bridge: BridgeConfig::default(),

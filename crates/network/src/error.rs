@@ -138,7 +138,7 @@ pub enum NetworkError {
         after_ms: u128,
     },
     /// A CNI plugin answered with an error, or died.
-    #[error("CNI plugin {plugin} ({command}) failed: {message}")]
+    #[error("CNI plugin {plugin} ({command}) failed{}: {message}", code_text(*code))]
     CniFailed {
         /// Its `type`.
         plugin: String,
@@ -159,6 +159,22 @@ pub enum NetworkError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A template cannot be rendered.
+    #[error("CNI template, line {line}: {reason}")]
+    Template {
+        /// From 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The time for cleaning up was over.
+    #[error("{left} stale attachments are left for the next time: {after_ms} ms were not enough")]
+    Unfinished {
+        /// How many.
+        left: usize,
+        /// The limit, in milliseconds.
+        after_ms: u128,
+    },
     /// An attach failed and so did its undo; the record is kept, [`crate::Network::detach`] and [`crate::Network::gc`] try
     /// again.
     #[error("attach, whose undo failed as well ({})", chain(undo.as_ref()))]
@@ -176,13 +192,15 @@ impl NetworkError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Config { .. } | Self::Request { .. } => ErrorKind::Invalid,
+            Self::Config { .. } | Self::Request { .. } | Self::Template { .. } => ErrorKind::Invalid,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::NotReady { .. } | Self::CniConfig { .. } => ErrorKind::NotReady,
             Self::PortTaken { .. } => ErrorKind::Exists,
             Self::AddressesExhausted { .. } => ErrorKind::Exhausted,
             Self::Locked { .. } => ErrorKind::WrongState,
-            Self::CniTimeout { .. } => ErrorKind::Timeout,
+            Self::CniTimeout { .. } | Self::Unfinished { .. } => ErrorKind::Timeout,
+            // CNI specification 1.1, section "Error": 11 is "try again later", 50 and 51 are "not available".
+            Self::CniFailed { code: Some(11 | 50 | 51), .. } => ErrorKind::NotReady,
             Self::Undo { attach, .. } => attach.kind(),
             Self::Record(source) => source.kind(),
             Self::File { .. }
@@ -194,6 +212,10 @@ impl NetworkError {
             | Self::CniResult { .. } => ErrorKind::Internal,
         }
     }
+}
+
+fn code_text(code: Option<u64>) -> String {
+    code.map(|code| format!(" (code {code})")).unwrap_or_default()
 }
 
 /// An error with all its sources, for one line.

@@ -2,7 +2,7 @@
 //! bridge when it has none.
 //!
 //! ```text
-//!             ┌ <cni_conf_dir> has a file ─▶ cni    plugins as programs, JSON on stdin and stdout
+//!             ┌ <cni_conf_dir> has a file ─▶ cni    plugins as programs, JSON on stdin and stdout; one or more networks
 //! Network ────┤
 //!             └ it has none ───────────────▶ bridge veth + bridge over rtnetlink, host ports over nf_tables
 //!    │
@@ -23,6 +23,7 @@ mod cni;
 mod config;
 mod conntrack;
 mod error;
+mod gate;
 mod keyed;
 mod netlink;
 mod network;
@@ -33,12 +34,15 @@ mod request;
 mod route;
 mod stats;
 mod subnet;
+mod tc;
+mod template;
 
-pub use config::{BridgeConfig, IpPreference, NetworkConfig};
+pub use config::{BridgeConfig, IpPreference, NETWORKS_MAX, NetworkConfig};
 pub use error::NetworkError;
-pub use network::{Network, NotReady};
+pub use network::{CidrOutcome, Network, NotReady};
 pub use request::{AttachRequest, Attachment, Bandwidth, Dns, PortMapping, Protocol, Provider};
 pub use stats::{InterfaceStats, interface_stats};
+pub use template::{PodCidrs, render_template};
 
 /// Result of this crate's calls.
-pub type Result<T> = std::result::Result<T, NetworkError>;
+pub type Result<T, E = NetworkError> = std::result::Result<T, E>;

@@ -91,6 +91,31 @@ impl std::fmt::Display for Published {
     }
 }
 
+/// The first mapping of `wanted` that cannot be beside one of `held`.
+pub(crate) fn clash<'a>(wanted: &'a [PortMapping], held: &[PortMapping]) -> Option<&'a PortMapping> {
+    let any = |mapping: &PortMapping| mapping.host_ip.is_none_or(|ip| ip.is_unspecified());
+    let same_family = |a: &PortMapping, b: &PortMapping| match (a.host_ip, b.host_ip) {
+        (Some(a), Some(b)) => a.is_ipv4() == b.is_ipv4(),
+        _ => true,
+    };
+    let excludes = |a: &PortMapping, b: &PortMapping| {
+        a.host_port != 0
+            && (a.protocol, a.host_port) == (b.protocol, b.host_port)
+            && same_family(a, b)
+            && (any(a) || any(b) || a.host_ip == b.host_ip)
+    };
+    wanted.iter().find(|mapping| held.iter().any(|other| excludes(mapping, other)))
+}
+
+/// `address:port/protocol`; `*` is every address.
+pub(crate) fn mapping_text(mapping: &PortMapping) -> String {
+    let protocol = mapping.protocol.as_str();
+    match mapping.host_ip {
+        Some(ip) => format!("{}/{protocol}", SocketAddr::new(ip, mapping.host_port)),
+        None => format!("*:{}/{protocol}", mapping.host_port),
+    }
+}
+
 /// What a sandbox's mappings mean for a pod with these addresses; a mapping for all addresses becomes one per family.
 ///
 /// # Errors
@@ -489,6 +514,25 @@ mod tests {
         let other = PortMapping { container_port: 81, ..mapping(8080, Some("192.0.2.1")) };
         assert!(publish(&[mapping(8080, None), other], &pod(1)).unwrap_err().contains("twice"));
         assert!(publish(&vec![mapping(1, None); PORT_MAPPINGS_MAX + 1], &pod(1)).is_err());
+    }
+
+    #[test]
+    fn mappings_clash_when_one_packet_could_go_to_both() {
+        let held = [mapping(8080, Some("192.0.2.1")), mapping(9090, None), mapping(0, None)];
+        let cases = [
+            (mapping(8080, None), true),
+            (mapping(8080, Some("0.0.0.0")), true),
+            (mapping(8080, Some("192.0.2.1")), true),
+            (mapping(8080, Some("192.0.2.2")), false),
+            (mapping(8080, Some("::")), false),
+            (mapping(9090, Some("fd00::1")), true),
+            (mapping(0, None), false),
+            (PortMapping { protocol: Protocol::Udp, ..mapping(9090, None) }, false),
+        ];
+        for (wanted, expected) in cases {
+            assert_eq!(clash(std::slice::from_ref(&wanted), &held).is_some(), expected, "{wanted:?}");
+        }
+        assert_eq!(mapping_text(&mapping(80, Some("fd00::1"))), "[fd00::1]:80/tcp");
     }
 
     #[test]

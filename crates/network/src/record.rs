@@ -35,11 +35,13 @@ pub(crate) struct Record {
     /// Whether the attach went through; the sandbox may hold something either way.
     pub(crate) complete: bool,
     pub(crate) attachment: Attachment,
-    pub(crate) cni: Option<CniRecord>,
+    /// One per network, in the order of their interfaces; none for the bridge. Written as one object by the first daemons.
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub(crate) cni: Vec<CniRecord>,
     pub(crate) bridge: Option<BridgeRecord>,
 }
 
-/// All that a DEL needs, whatever the node's configuration says by then.
+/// One network of a sandbox: all that a DEL needs, whatever the node's configuration says by then.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct CniRecord {
     /// The plugin list as it was used.
@@ -48,6 +50,31 @@ pub(crate) struct CniRecord {
     pub(crate) capabilities: Value,
     /// `CNI_ARGS`.
     pub(crate) args: String,
+    /// Name of the interface in the pod.
+    #[serde(default = "first_interface")]
+    pub(crate) interface: String,
+    /// Result of the ADD; null until it came to one.
+    #[serde(default)]
+    pub(crate) result: Value,
+}
+
+fn first_interface() -> String {
+    crate::cni::INTERFACE.to_owned()
+}
+
+fn one_or_many<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Vec<CniRecord>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Many(Vec<CniRecord>),
+        One(CniRecord),
+        Nothing(()),
+    }
+    Ok(match Written::deserialize(from)? {
+        Written::Many(list) => list,
+        Written::One(one) => vec![one],
+        Written::Nothing(()) => Vec::new(),
+    })
 }
 
 /// What the bridge made.
@@ -78,6 +105,17 @@ impl Records {
 
     pub(crate) fn get(&self, id: &SandboxId) -> Option<Arc<Record>> {
         self.loaded.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// Whether any sandbox but `except` has a record that satisfies.
+    pub(crate) fn find(
+        &self,
+        except: &SandboxId,
+        wanted: impl Fn(&Record) -> bool,
+    ) -> Option<(SandboxId, Arc<Record>)> {
+        let loaded = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
+        let mut others = loaded.iter().filter(|(id, _)| *id != except);
+        others.find(|(_, record)| wanted(record)).map(|(id, record)| (id.clone(), Arc::clone(record)))
     }
 
     pub(crate) fn all(&self) -> Vec<(SandboxId, Arc<Record>)> {
@@ -175,7 +213,7 @@ mod tests {
                 result: json!({"ips": []}),
                 port_mappings: Vec::new(),
             },
-            cni: None,
+            cni: Vec::new(),
             bridge: None,
         }
     }
@@ -193,6 +231,22 @@ mod tests {
         let again = Records::open(dir.path()).unwrap();
         assert_eq!(again.all().len(), 1);
         assert_eq!(*again.get(&ids[0]).unwrap(), record(Provider::Bridge));
+    }
+
+    #[test]
+    fn the_first_form_of_a_record_is_read() {
+        let written = json!({
+            "pod": "default/web", "netns": "/run/ns/net", "complete": true, "bridge": null,
+            "attachment": {"provider": "cni", "network": "n", "ips": [], "result": {"ips": []}, "port_mappings": []},
+            "cni": {"config": {"name": "n"}, "capabilities": {}, "args": "A=1"},
+        });
+        let read: Record = serde_json::from_value(written.clone()).unwrap();
+        assert_eq!((read.cni.len(), read.cni[0].interface.as_str()), (1, "eth0"));
+        let mut none = written;
+        none["cni"] = Value::Null;
+        assert!(serde_json::from_value::<Record>(none).unwrap().cni.is_empty());
+        let many = serde_json::to_value(&read).unwrap();
+        assert_eq!(serde_json::from_value::<Record>(many).unwrap(), read);
     }
 
     #[test]

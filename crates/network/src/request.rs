@@ -28,7 +28,10 @@ pub struct AttachRequest {
     pub pod_uid: String,
     /// Entries with `host_port` 0 publish nothing.
     pub port_mappings: Vec<PortMapping>,
-    /// Passed on to CNI plugins; the built-in bridge does not shape traffic and refuses it as unsupported.
+    /// Where to look for CNI configurations instead of the node's directory: that of the pod's handler. When it holds
+    /// none, the pod gets no network: the built-in bridge stands in for the node's directory only.
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Passed on to CNI plugins that declare the `bandwidth` capability; the built-in bridge shapes traffic itself.
     pub bandwidth: Option<Bandwidth>,
     /// Passed on to CNI plugins that declare the `dns` capability.
     pub dns: Option<Dns>,
@@ -50,6 +53,7 @@ impl AttachRequest {
             pod_namespace: String::new(),
             pod_uid: String::new(),
             port_mappings: Vec::new(),
+            cni_conf_dir: None,
             bandwidth: None,
             dns: None,
             cgroup_path: None,
@@ -139,11 +143,12 @@ pub enum Provider {
 pub struct Attachment {
     /// Who made it, and who takes it apart.
     pub provider: Provider,
-    /// Name of the CNI network, or of the bridge.
+    /// Name of the first CNI network, or of the bridge.
     pub network: String,
     /// Addresses of the pod's interface `eth0`, the preferred family first.
     pub ips: Vec<IpAddr>,
-    /// The CNI result, as `PodSandboxStatus` shows it in `info.cniResult`; the built-in bridge writes one too.
+    /// The CNI result, as `PodSandboxStatus` shows it in `info.cniResult`; the results of several networks in one. The
+    /// built-in bridge writes one, too.
     pub result: Value,
     /// The host ports that are published.
     pub port_mappings: Vec<PortMapping>,

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use crisp_domain::ErrorKind;
-use crisp_network::{InterfaceStats, Network, NetworkError, Protocol, interface_stats};
+use crisp_network::{Bandwidth, InterfaceStats, Network, NetworkError, Protocol, interface_stats};
 use support::{Pod, ask_tcp, ask_tcp_within, ask_udp, attach, chain, config, on_private_host, serve_tcp, sh};
 
 /// Short: for what must not get through.
@@ -511,5 +511,52 @@ fn a_hundred_pods_come_and_go() {
         }
         assert_eq!(network.describe()["Bridge"]["addressesInUse"], 0);
         assert!(!sh("nft list ruleset").contains("12000"));
+    });
+}
+
+/// How long a pod takes to hear, or to say, `bytes`.
+fn transfer_time(listening: &Pod, sending: &Pod, to: &str, bytes: usize) -> Duration {
+    use std::io::{Read, Write};
+    let listener = listening.within(|| std::net::TcpListener::bind("0.0.0.0:99").unwrap());
+    let reader = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.read_to_end(&mut Vec::with_capacity(bytes)).unwrap()
+    });
+    let begun = Instant::now();
+    sending.within(|| {
+        let mut stream = std::net::TcpStream::connect(format!("{to}:99")).unwrap();
+        stream.write_all(&vec![0; bytes]).unwrap();
+    });
+    assert_eq!(reader.join().unwrap(), bytes);
+    begun.elapsed()
+}
+
+#[test]
+fn bandwidth_is_limited_in_both_directions() {
+    on_private_host("bandwidth_is_limited_in_both_directions", |dir| {
+        const BYTES: usize = 4 << 20;
+        let network = Network::open(config(dir)).unwrap();
+        let (mut slow, free) = (Pod::new(dir, "slow"), Pod::new(dir, "free"));
+        slow.request.bandwidth = Some(Bandwidth {
+            ingress_bits_per_second: Some(40_000_000),
+            egress_bits_per_second: Some(80_000_000),
+        });
+        let (slow_ip, free_ip) = (attach(&network, &slow).to_string(), attach(&network, &free).to_string());
+        let into = transfer_time(&slow, &free, &slow_ip, BYTES);
+        let out = transfer_time(&free, &slow, &free_ip, BYTES);
+        println!("4 MiB into the pod in {into:?} (40 Mbit/s), out of it in {out:?} (80 Mbit/s)");
+        // Without the burst, at the full rate: 786 and 393 ms.
+        assert!(into > Duration::from_millis(700) && into < Duration::from_secs(4), "{into:?}");
+        assert!(out > Duration::from_millis(350) && out < Duration::from_secs(2), "{out:?}");
+        network.detach(&slow.id, None).unwrap();
+
+        let mut fast = Pod::new(dir, "fast");
+        let bound = Some(1_000_000_000_000_000);
+        fast.request.bandwidth =
+            Some(Bandwidth { ingress_bits_per_second: bound, egress_bits_per_second: bound });
+        let fast_ip = attach(&network, &fast).to_string();
+        let quick = transfer_time(&fast, &free, &fast_ip, BYTES);
+        println!("4 MiB at 1 Pbit/s in {quick:?}");
+        assert!(quick < Duration::from_millis(700), "{quick:?}");
     });
 }

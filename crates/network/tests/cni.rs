@@ -6,10 +6,10 @@ mod support;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crisp_domain::{ErrorKind, SandboxId};
-use crisp_network::{AttachRequest, Network, NetworkConfig, NetworkError, Protocol, Provider};
+use crisp_network::{AttachRequest, CidrOutcome, Network, NetworkConfig, NetworkError, Protocol, Provider};
 use support::{PATIENCE, Pod, ask_tcp, ask_tcp_within, attach, chain, config, on_private_host, sh};
 
 /// A configuration of the reference plugins with all their state below `dir`.
@@ -79,6 +79,16 @@ fn own_namespace(dir: &Path) -> AttachRequest {
         sh(&format!("mount --bind /proc/self/ns/net {}", pinned.display()));
     }
     AttachRequest::new(SandboxId::random().unwrap(), pinned)
+}
+
+/// Tries until it is so; gives the time that it took.
+fn eventually<E: std::fmt::Debug>(mut ask: impl FnMut() -> Result<(), E>) -> Duration {
+    let begun = Instant::now();
+    while let Err(said) = ask() {
+        assert!(begun.elapsed() < 2 * PATIENCE, "{said:?}");
+        std::thread::yield_now();
+    }
+    begun.elapsed()
 }
 
 fn records(dir: &Path) -> usize {
@@ -302,14 +312,15 @@ fn version_1_1_is_asked_for_status_and_told_who_is_left() {
         put_plugin(dir, "second", RESULT);
         two_plugins(dir, "1.1.0");
         let network = Network::open(config(dir)).unwrap();
+        eventually(|| match network.status() {
+            Err(e) if e.message.contains("controller is away") => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
         let said = network.status().unwrap_err().message;
-        assert!(said.contains("controller is away"), "{said}");
+        assert!(said.contains("10-n.conflist") && said.contains("(code 50)"), "{said}");
         std::fs::write(dir.join("up"), "").unwrap();
-        let deadline = std::time::Instant::now() + 2 * PATIENCE;
-        while let Err(e) = network.status() {
-            assert!(std::time::Instant::now() < deadline, "{e}");
-            std::thread::yield_now();
-        }
+        let took = eventually(|| network.status());
+        println!("a plugin that is back is seen after {took:?}");
         let (kept, stale) = (own_namespace(dir), own_namespace(dir));
         network.attach(&kept).unwrap();
         network.attach(&stale).unwrap();
@@ -333,5 +344,374 @@ fn a_result_without_an_address_is_refused() {
             assert!(matches!(e, NetworkError::CniResult { .. }), "{result}: {e}");
             assert_eq!(records(dir), 0);
         }
+    });
+}
+
+/// A list of one scripted plugin per name, each in a file of its own.
+fn networks(dir: &Path, names: &[&str]) {
+    for (number, name) in names.iter().enumerate() {
+        let list = format!(r#"{{"cniVersion":"1.0.0","name":"net-{name}","plugins":[{{"type":"{name}"}}]}}"#);
+        put_config(dir, &format!("{number}0-{name}.conflist"), &list);
+    }
+}
+
+/// Prints a result with one address on the interface that is asked for.
+fn result_of(address: &str) -> String {
+    format!(
+        r#"if [ $CNI_COMMAND = ADD ]; then echo "{{\"cniVersion\":\"1.0.0\",\"interfaces\":[{{\"name\":\"$CNI_IFNAME\",\"sandbox\":\"/ns\"}}],\"ips\":[{{\"interface\":0,\"address\":\"{address}\"}}]}}"; fi
+echo "{address} $CNI_COMMAND $CNI_IFNAME" >> $(dirname $0)/../interfaces"#
+    )
+}
+
+#[test]
+fn several_networks_have_an_interface_each_and_are_left_in_reverse() {
+    on_private_host("several_networks_have_an_interface_each_and_are_left_in_reverse", |dir| {
+        put_plugin(dir, "a", &result_of("10.1.0.2/24"));
+        put_plugin(dir, "b", &result_of("10.2.0.2/24"));
+        put_plugin(dir, "c", "exit 1");
+        networks(dir, &["a", "b", "c"]);
+        let open = |networks_max| {
+            let mut config = config(dir);
+            config.cni_networks_max = networks_max;
+            Network::open(config)
+        };
+        assert_eq!(open(0).unwrap_err().kind(), ErrorKind::Invalid);
+        assert_eq!(open(33).unwrap_err().kind(), ErrorKind::Invalid);
+        let network = open(2).unwrap();
+        let request = own_namespace(dir);
+        let attachment = network.attach(&request).unwrap();
+        assert_eq!((attachment.ips.len(), attachment.ips[0].to_string()), (1, "10.1.0.2".into()));
+        assert_eq!(attachment.result["interfaces"][1]["name"], "eth1");
+        assert_eq!(attachment.result["ips"][1]["interface"], 1);
+        assert_eq!(network.describe()["Networks"][1]["IFName"], "eth1");
+        // Only one is configured by now, and the daemon was restarted.
+        drop(network);
+        let network = open(1).unwrap();
+        network.detach(&request.sandbox_id, None).unwrap();
+        let second = request_of(dir, "b-DEL");
+        assert_eq!(
+            second["prevResult"]["ips"],
+            serde_json::json!([{"interface": 0, "address": "10.2.0.2/24"}])
+        );
+        let seen = std::fs::read_to_string(dir.join("interfaces")).unwrap();
+        let expected =
+            ["10.1.0.2/24 ADD eth0", "10.2.0.2/24 ADD eth1", "10.2.0.2/24 DEL eth1", "10.1.0.2/24 DEL eth0"];
+        assert_eq!(seen.lines().collect::<Vec<_>>(), expected);
+
+        // The third fails: the first two are left again, and the third, which may have done a part.
+        drop(network);
+        let network = open(3).unwrap();
+        calls(dir);
+        let e = network.attach(&own_namespace(dir)).unwrap_err();
+        assert!(matches!(e, NetworkError::Undo { .. }), "{}", chain(&e));
+        let left: Vec<_> = calls(dir).into_iter().skip(3).collect();
+        assert_eq!(left, ["c DEL netns=set", "b DEL netns=set", "a DEL netns=set"]);
+        put_plugin(dir, "c", "true");
+        network.gc(&[]).unwrap();
+        assert_eq!(records(dir), 0);
+    });
+}
+
+#[test]
+fn a_handlers_own_directory_is_used_and_the_bridge_does_not_stand_in_for_it() {
+    on_private_host("a_handlers_own_directory_is_used_and_the_bridge_does_not_stand_in_for_it", |dir| {
+        put_plugin(dir, "first", RESULT);
+        let network = Network::open(config(dir)).unwrap();
+        let mut request = own_namespace(dir);
+        let own = dir.join("handler.d");
+        request.cni_conf_dir = Some(own.clone());
+        let e = network.attach(&request).unwrap_err();
+        assert!(e.kind() == ErrorKind::NotReady && e.to_string().contains("handler.d"), "{e}");
+        std::fs::create_dir(&own).unwrap();
+        std::fs::write(own.join("1.conf"), r#"{"cniVersion":"1.0.0","name":"own","type":"first"}"#).unwrap();
+        assert_eq!(network.attach(&request).unwrap().network, "own");
+        network.detach(&request.sandbox_id, None).unwrap();
+        assert_eq!(records(dir), 0);
+    });
+}
+
+#[test]
+fn readiness_recovers_from_every_way_a_directory_is_replaced() {
+    on_private_host("readiness_recovers_from_every_way_a_directory_is_replaced", |dir| {
+        let mut settings = config(dir);
+        settings.bridge.enabled = false;
+        let status = format!("if [ -e {}/down ]; then exit 1; fi\n{RESULT}", dir.display());
+        put_plugin(dir, "first", &status);
+        let network = Network::open(settings).unwrap();
+        let place = dir.join("net.d");
+        let fill = |place: &Path, version: &str| {
+            std::fs::create_dir_all(place).unwrap();
+            let list = format!(r#"{{"cniVersion":"{version}","name":"n","plugins":[{{"type":"first"}}]}}"#);
+            std::fs::write(place.join("10-n.conflist"), list).unwrap();
+        };
+        let ready = |what: &str| {
+            let took = eventually(|| network.status());
+            println!("{what}: ready after {took:?}");
+            assert!(took < Duration::from_secs(2), "{what}: {took:?}");
+        };
+        let gone = |what: &str| {
+            let took = eventually(|| if network.status().is_err() { Ok(()) } else { Err("still ready") });
+            assert!(took < Duration::from_secs(2), "{what}: {took:?}");
+        };
+        for version in ["1.0.0", "1.1.0"] {
+            fill(&place, version);
+            ready("made");
+            std::fs::remove_dir_all(&place).unwrap();
+            gone("removed");
+            fill(&place, version);
+            ready("made again");
+            let (next, before) = (dir.join("next"), dir.join("before"));
+            fill(&next, version);
+            std::fs::rename(&place, &before).unwrap();
+            gone("renamed away");
+            std::fs::rename(&next, &place).unwrap();
+            ready("replaced by a rename");
+            std::fs::remove_dir_all(&place).unwrap();
+            std::os::unix::fs::symlink(dir.join("absent/net.d"), &place).unwrap();
+            gone("a symlink to nothing");
+            fill(&dir.join("absent/net.d"), version);
+            ready("what the symlink points to was made");
+            std::fs::remove_file(&place).unwrap();
+            std::os::unix::fs::symlink(&before, &place).unwrap();
+            ready("the symlink was turned");
+            std::fs::remove_file(&place).unwrap();
+            std::fs::remove_dir_all(&before).unwrap();
+            std::fs::remove_dir_all(dir.join("absent")).unwrap();
+            gone("removed at last");
+        }
+    });
+}
+
+#[test]
+fn a_status_that_hangs_keeps_nobody_waiting() {
+    on_private_host("a_status_that_hangs_keeps_nobody_waiting", |dir| {
+        put_plugin(
+            dir,
+            "first",
+            &format!("if [ $CNI_COMMAND = STATUS ]; then exec sleep 1000; fi\n{RESULT}"),
+        );
+        put_config(dir, "10-n.conf", r#"{"cniVersion":"1.1.0","name":"n","type":"first"}"#);
+        let mut settings = config(dir);
+        settings.plugin_timeout = Duration::from_secs(1);
+        let network = Network::open(settings).unwrap();
+        let mut longest = Duration::ZERO;
+        eventually(|| {
+            let begun = Instant::now();
+            let said = network.status().unwrap_err().message;
+            longest = longest.max(begun.elapsed());
+            if said.contains("was killed") { Ok(()) } else { Err(said) }
+        });
+        println!("the longest of all answers took {longest:?}");
+        assert!(longest < Duration::from_millis(200), "{longest:?}");
+        let begun = Instant::now();
+        (0..1000).for_each(|_| drop(network.status()));
+        println!("one look takes {:?}", begun.elapsed() / 1000);
+    });
+}
+
+#[test]
+fn a_configuration_that_is_touched_up_does_not_make_the_node_unready() {
+    on_private_host("a_configuration_that_is_touched_up_does_not_make_the_node_unready", |dir| {
+        put_plugin(dir, "first", RESULT);
+        let put = |mtu: u32| {
+            let text = format!(r#"{{"cniVersion":"1.1.0","name":"n","type":"first","mtu":{mtu}}}"#);
+            put_config(dir, ".new", &text);
+            std::fs::rename(dir.join("net.d/.new"), dir.join("net.d/10-n.conf")).unwrap();
+        };
+        put(1400);
+        let network = Network::open(config(dir)).unwrap();
+        eventually(|| network.status());
+        for mtu in 1401..1411 {
+            put(mtu);
+            network.status().unwrap();
+            // The file may be half written.
+            let request = || std::fs::read(dir.join("request-first-STATUS")).unwrap_or_default();
+            let asked =
+                || serde_json::from_slice::<serde_json::Value>(&request()).is_ok_and(|r| r["mtu"] == mtu);
+            eventually(|| {
+                if asked() { network.status().map_err(|e| e.message) } else { Err("not asked yet".into()) }
+            });
+        }
+    });
+}
+
+#[test]
+fn the_newest_version_that_all_speak_is_chosen() {
+    on_private_host("the_newest_version_that_all_speak_is_chosen", |dir| {
+        let speaks = |versions: &str| {
+            format!(
+                r#"if [ $CNI_COMMAND = VERSION ]; then echo '{{"cniVersion":"1.0.0","supportedVersions":[{versions}]}}'; fi
+{RESULT}"#
+            )
+        };
+        put_plugin(dir, "first", &speaks(r#""0.4.0","1.0.0","1.1.0""#));
+        put_plugin(dir, "second", &speaks(r#""0.3.1","0.4.0","1.0.0""#));
+        let list = |versions: &str| {
+            let plugins = r#"[{"type":"first"},{"type":"second"}]"#;
+            let text = format!(
+                r#"{{"cniVersion":"0.4.0","cniVersions":[{versions}],"name":"n","plugins":{plugins}}}"#
+            );
+            put_config(dir, "10-n.conflist", &text);
+        };
+        list(r#""1.0.0","1.1.0""#);
+        let network = Network::open(config(dir)).unwrap();
+        let request = own_namespace(dir);
+        network.attach(&request).unwrap();
+        assert_eq!(request_of(dir, "second-ADD")["cniVersion"], "1.0.0");
+        assert_eq!(network.attachment(&request.sandbox_id).unwrap().result["cniVersion"], "1.0.0");
+        network.detach(&request.sandbox_id, None).unwrap();
+        let asked = calls(dir).iter().filter(|call| call.contains("VERSION")).count();
+        assert!((2..=4).contains(&asked), "once for each, by the attach and perhaps the first look: {asked}");
+        put_plugin(dir, "second", &speaks(r#""0.3.1""#));
+        list(r#""0.3.0","1.0.0","1.1.0""#);
+        let e = network.attach(&own_namespace(dir)).unwrap_err().to_string();
+        assert!(e.contains("10-n.conflist") && e.contains("\"second\" speaks 0.3.1"), "{e}");
+        eventually(|| match network.status() {
+            Err(e) if e.message.contains("speaks 0.3.1") => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+    });
+}
+
+#[test]
+fn a_check_asks_the_plugins_with_the_result() {
+    on_private_host("a_check_asks_the_plugins_with_the_result", |dir| {
+        put_plugin(dir, "first", RESULT);
+        let broken = format!(
+            "if [ $CNI_COMMAND = CHECK ] && [ -e {}/broken ]; then echo '{{\"code\":101,\"msg\":\"rule is gone\"}}'; exit 1; fi\n{RESULT}",
+            dir.display()
+        );
+        put_plugin(dir, "second", &broken);
+        two_plugins(dir, "1.0.0");
+        let network = Network::open(config(dir)).unwrap();
+        let request = own_namespace(dir);
+        network.check(&request.sandbox_id).unwrap();
+        network.attach(&request).unwrap();
+        calls(dir);
+        network.check(&request.sandbox_id).unwrap();
+        assert_eq!(calls(dir), ["first CHECK netns=set", "second CHECK netns=set"]);
+        assert_eq!(request_of(dir, "first-CHECK")["prevResult"]["ips"][0]["address"], "10.5.0.2/24");
+        std::fs::write(dir.join("broken"), "").unwrap();
+        let e = network.check(&request.sandbox_id).unwrap_err().to_string();
+        assert!(e.contains("rule is gone") && e.contains("(code 101)"), "{e}");
+        let text = r#"{"cniVersion":"1.0.0","name":"n","disableCheck":true,"plugins":[{"type":"second"}]}"#;
+        put_config(dir, "10-n.conflist", text);
+        let quiet = own_namespace(dir);
+        network.attach(&quiet).unwrap();
+        network.check(&quiet.sandbox_id).unwrap();
+    });
+}
+
+#[test]
+fn a_host_port_of_a_plugin_has_one_holder_too() {
+    on_private_host("a_host_port_of_a_plugin_has_one_holder_too", |dir| {
+        put_plugin(dir, "first", RESULT);
+        put_plugin(dir, "second", RESULT);
+        two_plugins(dir, "1.0.0");
+        let network = Network::open(config(dir)).unwrap();
+        let pod = |name: &str, host_ip: Option<&str>| {
+            let mut request = own_namespace(dir);
+            (request.pod_namespace, request.pod_name) = ("default".into(), name.into());
+            let host_ip = host_ip.map(|ip| ip.parse().unwrap());
+            let (protocol, container_port, host_port) = (Protocol::Tcp, 80, 12000);
+            request.port_mappings =
+                vec![crisp_network::PortMapping { protocol, container_port, host_port, host_ip }];
+            request
+        };
+        let (a, b) = (pod("a", None), pod("b", Some("127.0.0.1")));
+        network.attach(&a).unwrap();
+        let e = network.attach(&b).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Exists);
+        assert!(e.to_string().contains("127.0.0.1:12000/tcp") && e.to_string().contains("default/a"), "{e}");
+        assert_eq!(records(dir), 1);
+        network.attach(&a).unwrap();
+        network.detach(&a.sandbox_id, None).unwrap();
+        network.attach(&b).unwrap();
+    });
+}
+
+#[test]
+fn what_is_left_is_cleared_while_others_are_attached() {
+    on_private_host("what_is_left_is_cleared_while_others_are_attached", |dir| {
+        put_plugin(dir, "first", RESULT);
+        put_plugin(dir, "second", RESULT);
+        two_plugins(dir, "1.1.0");
+        let network = Network::open(config(dir)).unwrap();
+        let stale: Vec<_> = (0..12).map(|_| own_namespace(dir)).collect();
+        stale.iter().for_each(|request| drop(network.attach(request).unwrap()));
+        drop(network);
+        let network = Network::open(config(dir)).unwrap();
+        let is_stale = |id: &SandboxId| stale.iter().any(|request| request.sandbox_id == *id);
+        let fresh: Vec<_> = (0..8).map(|_| own_namespace(dir)).collect();
+        std::thread::scope(|scope| {
+            let clearing = scope.spawn(|| network.gc_where(&|id| !is_stale(id)));
+            fresh.iter().for_each(|request| drop(network.attach(request).unwrap()));
+            clearing.join().unwrap().unwrap();
+        });
+        assert_eq!(records(dir), fresh.len());
+        assert!(fresh.iter().all(|request| network.attachment(&request.sandbox_id).is_some()));
+        // Whatever a plugin was told, it was told of all that were attached by then, and of none that was stale.
+        let told = request_of(dir, "second-GC")["cni.dev/valid-attachments"].clone();
+        assert!(
+            !stale.iter().any(|request| told.to_string().contains(request.sandbox_id.as_str())),
+            "{told}"
+        );
+    });
+}
+
+#[test]
+fn a_template_becomes_the_configuration_unless_there_is_another() {
+    on_private_host("a_template_becomes_the_configuration_unless_there_is_another", |dir| {
+        let template = dir.join("cni.template");
+        let text = r#"{"cniVersion": "1.0.0", "name": "pods", "plugins": [{
+  "type": "first", "capabilities": {"ipRanges": true}, "subnet": "{{.PodCIDR}}",
+  "ranges": [{{range $i, $range := .PodCIDRRanges}}{{if $i}}, {{end}}[{"subnet": "{{$range}}"}]{{end}}],
+  "routes": [{{range $i, $route := .Routes}}{{if $i}}, {{end}}{"dst": "{{$route}}"}{{end}}]}]}"#;
+        std::fs::write(&template, text).unwrap();
+        put_plugin(dir, "first", RESULT);
+        let open = || {
+            let mut settings = config(dir);
+            settings.bridge.enabled = false;
+            settings.cni_template = Some(template.clone());
+            Network::open(settings).unwrap()
+        };
+        let network = open();
+        let file = dir.join("net.d/10-crisp.conflist");
+        assert_eq!(network.apply_pod_cidr("").unwrap(), CidrOutcome::Nothing);
+        assert!(network.status().is_err() && !file.exists());
+        assert_eq!(
+            network.apply_pod_cidr("10.7.1.0/24,fd00:7::/64").unwrap(),
+            CidrOutcome::Written(file.clone())
+        );
+        network.status().unwrap();
+        let written: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        let plugin = &written["plugins"][0];
+        assert_eq!(
+            plugin["ranges"],
+            serde_json::json!([[{"subnet": "10.7.1.0/24"}], [{"subnet": "fd00:7::/64"}]])
+        );
+        assert_eq!(plugin["routes"], serde_json::json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]));
+        assert_eq!(network.apply_pod_cidr("10.8.0.0/24").unwrap(), CidrOutcome::Written(file.clone()));
+        assert!(std::fs::read_to_string(&file).unwrap().contains("10.8.0.0/24"));
+
+        // A plugin that takes ranges from the runtime gets them, also from a daemon that was restarted.
+        drop(network);
+        let network = open();
+        network.attach(&own_namespace(dir)).unwrap();
+        let told = &request_of(dir, "first-ADD")["runtimeConfig"]["ipRanges"];
+        assert_eq!(*told, serde_json::json!([[{"subnet": "10.8.0.0/24"}]]));
+
+        for (bad, said) in
+            [("{{.PodCIDR", "line 1"), ("{{.PodCIDR}}", "not JSON"), ("{}", "no CNI configuration")]
+        {
+            std::fs::write(&template, bad).unwrap();
+            let e = network.apply_pod_cidr("10.9.0.0/24").unwrap_err();
+            assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains(said), "{e}");
+        }
+        assert!(std::fs::read_to_string(&file).unwrap().contains("10.8.0.0/24"), "it stays");
+        assert_eq!(network.apply_pod_cidr("10.9.0.0").unwrap_err().kind(), ErrorKind::Invalid);
+        let other = dir.join("net.d/20-other.conflist");
+        std::fs::write(&other, "{").unwrap();
+        assert_eq!(network.apply_pod_cidr("10.9.0.0/24").unwrap(), CidrOutcome::Kept(other));
     });
 }

@@ -1,5 +1,10 @@
-//! The node's CNI configuration: the first file in lexical order.
+//! The node's CNI configuration: the first files in lexical order, as many as networks are wanted.
 //!
+//! ```text
+//! <conf dir>/10-net.conflist        a list of plugins under one name
+//! <conf dir>/<name>/*.conf          more plugins of that list, unless it says `loadOnlyInlinedPlugins`
+//! <conf dir>/20-other.conf          a single plugin, the older form
+//! ```
 //! Readiness is a function of what the directory holds now: it is read at each question, which costs tens of
 //! microseconds, so a replaced, removed or symlinked directory needs no watch and no restart.
 //!
@@ -13,7 +18,7 @@ use serde_json::{Map, Value};
 use crate::{NetworkError, Result};
 
 /// A configuration file, in bytes.
-const CONFIG_BYTES_MAX: u64 = 1 << 20;
+pub(crate) const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Plugins of one network.
 const PLUGINS_MAX: usize = 64;
 
@@ -28,6 +33,7 @@ pub(crate) enum Version {
 }
 
 impl Version {
+    pub(crate) const NEWEST: Self = Self::V1_1_0;
     const ALL: [(Self, &str); 5] = [
         (Self::V0_3_0, "0.3.0"),
         (Self::V0_3_1, "0.3.1"),
@@ -45,44 +51,57 @@ impl Version {
     }
 }
 
+/// What a list can switch off, or is too old for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Check,
+    Gc,
+    Status,
+}
+
 /// A chain of plugins under one name.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct PluginList {
+    /// In which plugins are spoken to: the newest of `offered`, until the plugins were asked.
     pub(crate) version: Version,
+    /// What the configuration offers and we speak, old to new; never empty.
+    pub(crate) offered: Vec<Version>,
     pub(crate) name: String,
-    pub(crate) disable_gc: bool,
+    disabled: Vec<Verb>,
     /// Each has a `type` that is a plain file name.
     pub(crate) plugins: Vec<Map<String, Value>>,
 }
 
 impl PluginList {
-    /// Reads a list, or a single plugin as a list of one. `text`: JSON of the file.
+    /// Takes a list, or a single plugin as a list of one. `folder` gives the plugins that lie in a folder of the list's
+    /// name; it is not called when the list does not want them.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(crate) fn parse(text: &str) -> std::result::Result<Self, String> {
-        let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
-        Self::from_value(value)
-    }
-
-    /// As [`Self::parse`], of JSON that was read already.
-    pub(crate) fn from_value(value: Value) -> std::result::Result<Self, String> {
+    pub(crate) fn from_value(
+        value: Value,
+        folder: impl FnOnce(&str) -> Result<Vec<Value>, String>,
+    ) -> Result<Self, String> {
         let Value::Object(mut object) = value else { return Err("not a JSON object".into()) };
         let name = object.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
         check_name(&name)?;
-        let version = version(&object)?;
-        let disable_gc = object.get("disableGC").and_then(Value::as_bool).unwrap_or(false);
+        let offered = offered(&object)?;
+        let version = *offered.last().ok_or("cniVersion is missing")?;
+        let disabled = disabled(&object)?;
+        let inlined_only = switch(&object, "loadOnlyInlinedPlugins")?;
         let plugins = match object.remove("plugins") {
-            Some(Value::Array(list)) => {
-                list.into_iter().map(plugin).collect::<std::result::Result<Vec<_>, _>>()?
-            }
+            None if object.contains_key("type") => vec![Value::Object(object)],
+            None if inlined_only => return Err("loadOnlyInlinedPlugins without plugins".into()),
+            None => folder(&name)?,
+            Some(Value::Array(inlined)) if inlined_only => inlined,
+            Some(Value::Array(inlined)) => inlined.into_iter().chain(folder(&name)?).collect(),
             Some(_) => return Err("plugins is not a list".into()),
-            None => vec![plugin(Value::Object(object))?],
         };
         if plugins.is_empty() || plugins.len() > PLUGINS_MAX {
             return Err(format!("{} plugins; 1 to {PLUGINS_MAX} are possible", plugins.len()));
         }
-        Ok(Self { version, name, disable_gc, plugins })
+        let plugins = plugins.into_iter().map(plugin).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { version, offered, name, disabled, plugins })
     }
 
     /// Does a plugin declare that it leads host ports to pods?
@@ -92,14 +111,38 @@ impl PluginList {
         self.plugins.iter().any(|plugin| declares(plugin) == Some(true))
     }
 
-    /// The list as JSON, for a record.
+    /// Does the version have the verb, and does the configuration not forbid it?
+    pub(crate) fn allows(&self, verb: Verb) -> bool {
+        let since = match verb {
+            Verb::Check => Version::V0_4_0,
+            Verb::Gc | Verb::Status => Version::V1_1_0,
+        };
+        self.version >= since && !self.disabled.contains(&verb)
+    }
+
+    /// The list as JSON, for a record: self-contained, and in the version that was chosen.
     pub(crate) fn to_value(&self) -> Value {
         serde_json::json!({
             "cniVersion": self.version.as_str(),
             "name": self.name,
-            "disableGC": self.disable_gc,
+            "disableCheck": self.disabled.contains(&Verb::Check),
+            "disableGC": self.disabled.contains(&Verb::Gc),
+            "loadOnlyInlinedPlugins": true,
             "plugins": self.plugins,
         })
+    }
+}
+
+/// A list and the file it comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Source {
+    pub(crate) path: PathBuf,
+    pub(crate) list: PluginList,
+}
+
+impl Source {
+    pub(crate) fn wrong(&self, reason: String) -> NetworkError {
+        NetworkError::CniConfig { path: self.path.clone(), reason }
     }
 }
 
@@ -108,7 +151,7 @@ pub(crate) fn plugin_type(plugin: &Map<String, Value>) -> &str {
     plugin.get("type").and_then(Value::as_str).unwrap_or_default()
 }
 
-fn plugin(value: Value) -> std::result::Result<Map<String, Value>, String> {
+fn plugin(value: Value) -> Result<Map<String, Value>, String> {
     let Value::Object(plugin) = value else { return Err("a plugin is not a JSON object".into()) };
     let kind = plugin_type(&plugin);
     if kind.is_empty() || kind.contains(['/', '\0']) || matches!(kind, "." | "..") {
@@ -117,38 +160,84 @@ fn plugin(value: Value) -> std::result::Result<Map<String, Value>, String> {
     Ok(plugin)
 }
 
-fn check_name(name: &str) -> std::result::Result<(), String> {
+fn check_name(name: &str) -> Result<(), String> {
     let sound = name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
     if sound { Ok(()) } else { Err(format!("network name {name:?} is not of a-z, A-Z, 0-9, '_', '.', '-'")) }
 }
 
-/// `cniVersion`, or the newest of `cniVersions` that is spoken here.
-fn version(object: &Map<String, Value>) -> std::result::Result<Version, String> {
+/// `cniVersion` and `cniVersions`, as far as they are spoken here, old to new.
+fn offered(object: &Map<String, Value>) -> Result<Vec<Version>, String> {
     let listed = object.get("cniVersions").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let all = listed.iter().chain(object.get("cniVersion")).filter_map(Value::as_str);
-    let names: Vec<&str> = all.collect();
-    names.iter().filter_map(|name| Version::parse(name)).max().ok_or_else(|| match names.as_slice() {
-        [] => "cniVersion is missing".to_owned(),
-        _ => {
-            format!("cniVersion {} is not supported: 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0 are", names.join(", "))
+    let names: Vec<&str> = listed.iter().chain(object.get("cniVersion")).filter_map(Value::as_str).collect();
+    let mut spoken: Vec<Version> = names.iter().filter_map(|name| Version::parse(name)).collect();
+    spoken.sort_unstable();
+    spoken.dedup();
+    match names.as_slice() {
+        [] => Err("cniVersion is missing".to_owned()),
+        names if spoken.is_empty() => {
+            let all = Version::ALL.map(|(_, name)| name).join(", ");
+            Err(format!("cniVersion {} is not supported: {all} are", names.join(", ")))
         }
-    })
+        _ => Ok(spoken),
+    }
 }
 
-/// The configuration in use, or `None` when the directory holds none or does not exist.
+fn disabled(object: &Map<String, Value>) -> Result<Vec<Verb>, String> {
+    let mut disabled = Vec::new();
+    for (key, verb) in [("disableCheck", Verb::Check), ("disableGC", Verb::Gc)] {
+        if switch(object, key)? {
+            disabled.push(verb);
+        }
+    }
+    Ok(disabled)
+}
+
+/// A truth value; the specification's own library takes the words as well.
+fn switch(object: &Map<String, Value>, key: &str) -> Result<bool, String> {
+    match object.get(key) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(on)) => Ok(*on),
+        Some(Value::String(word)) if word.eq_ignore_ascii_case("true") => Ok(true),
+        Some(Value::String(word)) if word.eq_ignore_ascii_case("false") => Ok(false),
+        Some(other) => Err(format!("{key} is {other}, neither true nor false")),
+    }
+}
+
+/// The configurations in use, at most `networks_max`: none when the directory holds none or does not exist.
 ///
 /// # Errors
-/// [`NetworkError::CniConfig`]: the first file is wrong. A later one is not used instead: it would put pods into another
-/// network than the one that is meant.
-pub(crate) fn load(dir: &Path) -> Result<Option<(PathBuf, PluginList)>> {
-    let Some(path) = first_file(dir)? else { return Ok(None) };
-    let wrong = |reason| NetworkError::CniConfig { path: path.clone(), reason };
-    let list = read(&path).and_then(|text| PluginList::parse(&text)).map_err(wrong)?;
-    Ok(Some((path, list)))
+/// [`NetworkError::CniConfig`]: one of the first files is wrong. A later one is not used instead: it would put pods into
+/// another network than the one that is meant.
+pub(crate) fn load(dir: &Path, networks_max: usize) -> Result<Vec<Source>> {
+    let load = |path: PathBuf| match read_list(&path) {
+        Ok(list) => Ok(Source { path, list }),
+        Err(reason) => Err(NetworkError::CniConfig { path, reason }),
+    };
+    files(dir)?.into_iter().take(networks_max).map(load).collect()
 }
 
-fn read(path: &Path) -> std::result::Result<String, String> {
+/// Reads the list in one file, with the plugins in its folder.
+fn read_list(path: &Path) -> Result<PluginList, String> {
+    let folder = |name: &str| match path.parent() {
+        Some(dir) => folder_plugins(&dir.join(name)),
+        None => Ok(Vec::new()),
+    };
+    PluginList::from_value(read_json(path)?, folder)
+}
+
+fn folder_plugins(dir: &Path) -> Result<Vec<Value>, String> {
+    let files = sorted_files(dir, &["conf"]).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let read = |path: &PathBuf| read_json(path).map_err(|reason| format!("{}: {reason}", path.display()));
+    files.iter().map(read).collect()
+}
+
+fn read_json(path: &Path) -> Result<Value, String> {
+    serde_json::from_str(&read(path)?).map_err(|e| format!("not JSON: {e}"))
+}
+
+/// Reads a file of at most [`CONFIG_BYTES_MAX`].
+pub(crate) fn read(path: &Path) -> Result<String, String> {
     let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
     let mut text = String::new();
     file.take(CONFIG_BYTES_MAX + 1).read_to_string(&mut text).map_err(|e| e.to_string())?;
@@ -158,44 +247,74 @@ fn read(path: &Path) -> std::result::Result<String, String> {
     Ok(text)
 }
 
-fn first_file(dir: &Path) -> Result<Option<PathBuf>> {
-    let wrong = |e: std::io::Error| NetworkError::CniConfig { path: dir.to_owned(), reason: e.to_string() };
+/// All configuration files of a directory in lexical order; a directory that is not there holds none.
+pub(crate) fn files(dir: &Path) -> Result<Vec<PathBuf>> {
+    sorted_files(dir, &["conflist", "conf", "json"])
+        .map_err(|e| NetworkError::CniConfig { path: dir.to_owned(), reason: e.to_string() })
+}
+
+fn sorted_files(dir: &Path, extensions: &[&str]) -> std::io::Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(dir) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        entries => entries.map_err(wrong)?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
     };
-    let mut first: Option<PathBuf> = None;
+    let mut files = Vec::new();
     for entry in entries {
-        let path = entry.map_err(wrong)?.path();
-        if is_config(&path) && first.as_ref().is_none_or(|f| path < *f) {
-            first = Some(path);
+        let path = entry?.path();
+        if is_config(&path, extensions) {
+            files.push(path);
         }
     }
-    Ok(first)
+    files.sort_unstable();
+    Ok(files)
 }
 
 /// Hidden files are what editors and copying programs leave or are about to rename.
-fn is_config(path: &Path) -> bool {
-    let extension = path.extension().and_then(|e| e.to_str());
+fn is_config(path: &Path, extensions: &[&str]) -> bool {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     let hidden = path.file_name().and_then(|n| n.to_str()).is_none_or(|name| name.starts_with('.'));
-    matches!(extension, Some("conflist" | "conf" | "json")) && !hidden && !path.is_dir()
+    extensions.contains(&extension) && !hidden && !path.is_dir()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> Result<PluginList, String> {
+        let value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
+        PluginList::from_value(value, |_| Ok(Vec::new()))
+    }
+
     #[test]
     fn lists_and_single_plugins_are_read() {
         let list = r#"{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"bridge"},{"type":"portmap"}]}"#;
-        let list = PluginList::parse(list).unwrap();
+        let list = parse(list).unwrap();
         assert_eq!((list.version, list.plugins.len()), (Version::V1_0_0, 2));
-        assert_eq!(PluginList::from_value(list.to_value()).unwrap(), list);
-        let single = PluginList::parse(r#"{"cniVersion":"0.3.1","name":"n","type":"ptp","mtu":9}"#).unwrap();
+        assert_eq!(parse(&list.to_value().to_string()).unwrap(), list);
+        let single = parse(r#"{"cniVersion":"0.3.1","name":"n","type":"ptp","mtu":9}"#).unwrap();
         assert_eq!((plugin_type(&single.plugins[0]), &single.plugins[0]["mtu"]), ("ptp", &Value::from(9)));
-        let newest =
-            r#"{"cniVersion":"0.4.0","cniVersions":["1.0.0","9.0.0","1.1.0"],"name":"n","type":"x"}"#;
-        assert_eq!(PluginList::parse(newest).unwrap().version, Version::V1_1_0);
+        let several =
+            parse(r#"{"cniVersion":"0.4.0","cniVersions":["1.1.0","9.0.0","1.0.0"],"name":"n","type":"x"}"#)
+                .unwrap();
+        assert_eq!(several.offered, [Version::V0_4_0, Version::V1_0_0, Version::V1_1_0]);
+        assert_eq!(several.version, Version::V1_1_0);
+    }
+
+    #[test]
+    fn verbs_need_their_version_and_may_be_switched_off() {
+        let list = |version: &str, more: &str| {
+            parse(&format!(r#"{{"cniVersion":"{version}","name":"n",{more}"plugins":[{{"type":"x"}}]}}"#))
+                .unwrap()
+        };
+        let verbs = [Verb::Check, Verb::Gc, Verb::Status];
+        let allowed = |list: PluginList| verbs.map(|verb| list.allows(verb));
+        assert_eq!(allowed(list("0.3.1", "")), [false; 3]);
+        assert_eq!(allowed(list("1.0.0", "")), [true, false, false]);
+        assert_eq!(allowed(list("1.1.0", "")), [true; 3]);
+        assert_eq!(
+            allowed(list("1.1.0", r#""disableGC":true,"disableCheck":"True","#)),
+            [false, false, true]
+        );
     }
 
     #[test]
@@ -209,20 +328,26 @@ mod tests {
             (r#"{"cniVersion":"1.0.0","name":"../n","type":"x"}"#, "network name"),
             (r#"{"cniVersion":"1.0.0","name":"n","type":"../../bin/sh"}"#, "not a file name"),
             (r#"{"cniVersion":"1.0.0","name":"n","plugins":[]}"#, "0 plugins"),
+            (r#"{"cniVersion":"1.0.0","name":"n"}"#, "0 plugins"),
+            (r#"{"cniVersion":"1.0.0","name":"n","loadOnlyInlinedPlugins":true}"#, "without plugins"),
+            (r#"{"cniVersion":"1.0.0","name":"n","disableGC":3,"type":"x"}"#, "neither true nor false"),
             (r#"{"cniVersion":"1.0.0","name":"n","plugins":[{}]}"#, "not a file name"),
             (r#"{"cniVersion":"1.0.0","name":"n","plugins":{}}"#, "not a list"),
         ];
         for (text, reason) in cases {
-            let said = PluginList::parse(text).unwrap_err();
+            let said = parse(text).unwrap_err();
             assert!(said.contains(reason), "{text}: {said}");
         }
     }
 
     #[test]
-    fn the_first_file_counts_and_a_broken_one_is_not_skipped() {
+    fn the_first_files_count_and_a_broken_one_is_not_skipped() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(load(dir.path()).unwrap().is_none());
-        assert!(load(&dir.path().join("absent")).unwrap().is_none());
+        let names = |networks_max| -> Vec<String> {
+            load(dir.path(), networks_max).unwrap().into_iter().map(|source| source.list.name).collect()
+        };
+        assert!(names(1).is_empty());
+        assert!(load(&dir.path().join("absent"), 1).unwrap().is_empty());
         let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
         let network = |name: &str| format!(r#"{{"cniVersion":"1.0.0","name":"{name}","type":"x"}}"#);
         put("99.txt", "no");
@@ -230,11 +355,37 @@ mod tests {
         put("20-b.conf", &network("b"));
         put("10-a.conflist", &network("a"));
         put("30-c.json", &network("c"));
-        assert_eq!(load(dir.path()).unwrap().unwrap().1.name, "a");
-        put("05-broken.conf", "{");
-        let e = load(dir.path()).unwrap_err().to_string();
-        assert!(e.contains("05-broken.conf"), "{e}");
-        put("05-broken.conf", &" ".repeat(usize::try_from(CONFIG_BYTES_MAX).unwrap() + 1));
-        assert!(load(dir.path()).unwrap_err().to_string().contains("larger"));
+        assert_eq!((names(1), names(2)), (vec!["a".into()], vec!["a".into(), "b".into()]));
+        assert_eq!(names(9).len(), 3);
+        put("15-broken.conf", "{");
+        assert_eq!(names(1), ["a"], "a file beyond those in use may be anything");
+        let e = load(dir.path(), 2).unwrap_err().to_string();
+        assert!(e.contains("15-broken.conf"), "{e}");
+        put("15-broken.conf", &" ".repeat(usize::try_from(CONFIG_BYTES_MAX).unwrap() + 1));
+        assert!(load(dir.path(), 2).unwrap_err().to_string().contains("larger"));
+    }
+
+    #[test]
+    fn plugins_of_the_folder_are_added_unless_the_list_does_not_want_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let types = || -> Vec<String> {
+            let plugins = load(dir.path(), 1).unwrap().remove(0).list.plugins;
+            plugins.iter().map(|plugin| plugin_type(plugin).to_owned()).collect()
+        };
+        std::fs::create_dir(dir.path().join("net")).unwrap();
+        put("net/20-b.conf", r#"{"type":"b"}"#);
+        put("net/10-a.conf", r#"{"type":"a"}"#);
+        put("net/note.txt", "no");
+        let list = |more: &str| format!(r#"{{"cniVersion":"1.1.0","name":"net"{more}}}"#);
+        put("10.conflist", &list(r#","plugins":[{"type":"first"}]"#));
+        assert_eq!(types(), ["first", "a", "b"]);
+        put("10.conflist", &list(""));
+        assert_eq!(types(), ["a", "b"]);
+        put("10.conflist", &list(r#","loadOnlyInlinedPlugins":true,"plugins":[{"type":"first"}]"#));
+        assert_eq!(types(), ["first"]);
+        put("10.conflist", &list(""));
+        put("net/10-a.conf", "{");
+        assert!(load(dir.path(), 1).unwrap_err().to_string().contains("net/10-a.conf"));
     }
 }

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -34,7 +35,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 pub(crate) struct Call<'a> {
     /// Its `type`.
     pub(crate) plugin: &'a str,
-    /// `ADD`, `DEL`, `STATUS`, `GC`.
+    /// `ADD`, `DEL`, `CHECK`, `STATUS`, `GC`, `VERSION`.
     pub(crate) command: &'static str,
     pub(crate) bin_dirs: &'a [PathBuf],
     /// `CNI_CONTAINERID`, `CNI_NETNS` and so on; [`Self::command`] and the path are added.
@@ -46,6 +47,39 @@ pub(crate) struct Call<'a> {
 /// Finds a plugin by its `type`.
 pub(crate) fn find(plugin: &str, bin_dirs: &[PathBuf]) -> Option<PathBuf> {
     bin_dirs.iter().map(|dir| dir.join(plugin)).find(|path| path.is_file())
+}
+
+/// Where plugins lie and how long they may take.
+#[derive(Debug, Clone)]
+pub(crate) struct Runner {
+    pub(crate) bin_dirs: Arc<[PathBuf]>,
+    pub(crate) timeout: Duration,
+}
+
+impl Runner {
+    pub(crate) fn find(&self, plugin: &str) -> Option<PathBuf> {
+        find(plugin, &self.bin_dirs)
+    }
+
+    /// The same with at most this much time for a call.
+    pub(crate) fn within(&self, timeout: Duration) -> Self {
+        Self { bin_dirs: Arc::clone(&self.bin_dirs), timeout: self.timeout.min(timeout) }
+    }
+
+    /// Runs one plugin once.
+    ///
+    /// # Errors
+    /// As [`Call::run`].
+    pub(crate) fn call(
+        &self,
+        plugin: &str,
+        command: &'static str,
+        config: &Value,
+        environment: Vec<(&'static str, String)>,
+    ) -> Result<Value> {
+        let (bin_dirs, timeout) = (&self.bin_dirs, self.timeout);
+        Call { plugin, command, bin_dirs, environment, config, timeout }.run()
+    }
 }
 
 impl Call<'_> {

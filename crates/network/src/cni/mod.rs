@@ -1,8 +1,8 @@
 //! CNI: the plugin chain that the node's administrator chose.
 //!
 //! An ADD goes through the plugins in order, each getting the result so far; a DEL goes through them backwards with the
-//! final result, and stops at the first failure, because what a later plugin still leads to an address must not outlive
-//! the address. Both use the configuration in the record, never what the node's directory holds by then.
+//! final result, whatever one of them answers. Both use the configuration in the record, never what the node's directory
+//! holds by then. With several networks each has its own interface, `eth0` the first, and they are left in reverse.
 //!
 //! Source: CNI specification 1.1, sections 3 "Execution of Network Configurations" and 4 "Plugin Delegation".
 
@@ -10,56 +10,91 @@ pub(crate) mod conf;
 pub(crate) mod invoke;
 mod probe;
 pub(crate) mod result;
+mod version;
+pub(crate) mod watch;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crisp_domain::SandboxId;
 use serde_json::{Map, Value, json};
 
-use self::conf::{PluginList, Version, plugin_type};
-use self::invoke::Call;
+use self::conf::{PluginList, Source, Verb, Version, plugin_type};
+use self::invoke::Runner;
 use self::probe::Probe;
+use self::version::Spoken;
 use crate::record::CniRecord;
-use crate::{AttachRequest, Bandwidth, NetworkError, PortMapping, Result};
+use crate::{AttachRequest, Bandwidth, NetworkConfig, NetworkError, PortMapping, Result};
 
-/// The pod's interface.
+/// The pod's first interface; its addresses are the pod's.
 pub(crate) const INTERFACE: &str = "eth0";
+/// How long one plugin may take to drop what nobody has any more: attaching waits for it.
+const GC_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// The interface of the network with this number.
+pub(crate) fn interface(number: usize) -> String {
+    format!("eth{number}")
+}
 
 /// Finds and runs plugins.
 #[derive(Debug)]
 pub(crate) struct Cni {
     conf_dir: PathBuf,
-    bin_dirs: Vec<PathBuf>,
-    timeout: Duration,
+    more_conf_dirs: Vec<PathBuf>,
+    networks_max: usize,
+    runner: Runner,
+    spoken: Spoken,
     probe: Probe,
 }
 
 impl Cni {
-    pub(crate) fn new(conf_dir: PathBuf, bin_dirs: Vec<PathBuf>, timeout: Duration) -> Self {
-        let probe = Probe::new(bin_dirs.clone(), timeout);
-        Self { conf_dir, bin_dirs, timeout, probe }
+    pub(crate) fn new(config: &NetworkConfig) -> Self {
+        let runner = Runner { bin_dirs: config.cni_bin_dirs.clone().into(), timeout: config.plugin_timeout };
+        let spoken = Spoken::default();
+        Self {
+            conf_dir: config.cni_conf_dir.clone(),
+            more_conf_dirs: config.cni_more_conf_dirs.clone(),
+            networks_max: config.cni_networks_max,
+            probe: Probe::new(&runner, spoken.clone()),
+            runner,
+            spoken,
+        }
     }
 
-    /// The node's configuration as it is now; `None`: there is none.
-    pub(crate) fn load(&self) -> Result<Option<(PathBuf, PluginList)>> {
-        conf::load(&self.conf_dir)
+    pub(crate) fn conf_dir(&self) -> &Path {
+        &self.conf_dir
     }
 
-    /// Whether pods can be attached with this configuration: its plugins exist and, from version 1.1 on, say so.
-    pub(crate) fn status(&self, path: &Path, list: &PluginList) -> Result<()> {
-        let missing =
-            list.plugins.iter().map(plugin_type).find(|p| invoke::find(p, &self.bin_dirs).is_none());
-        if let Some(plugin) = missing {
-            let dirs: Vec<_> = self.bin_dirs.iter().map(|d| d.display().to_string()).collect();
-            let reason = format!("plugin {plugin:?} is in none of {}", dirs.join(", "));
-            return Err(NetworkError::CniConfig { path: path.to_owned(), reason });
+    /// The node's configurations as they are now; none: there is none.
+    pub(crate) fn load(&self) -> Result<Vec<Source>> {
+        self.load_from(&self.conf_dir)
+    }
+
+    /// The configurations in another directory.
+    pub(crate) fn load_from(&self, dir: &Path) -> Result<Vec<Source>> {
+        conf::load(dir, self.networks_max)
+    }
+
+    /// The lists in versions that their plugins speak. May run plugins, unlike [`Self::load`].
+    pub(crate) fn settle(&self, sources: &[Source]) -> Result<Vec<PluginList>> {
+        sources.iter().map(|source| Ok(self.spoken.settle(source, &self.runner)?.list)).collect()
+    }
+
+    /// Whether pods can be attached with these configurations: their plugins exist and, from version 1.1 on, say so.
+    /// Waits for no plugin.
+    ///
+    /// # Errors
+    /// [`NetworkError::CniConfig`] with the file, [`NetworkError::NotReady`] with what plugins said.
+    pub(crate) fn status(&self, sources: &[Source]) -> Result<()> {
+        for source in sources {
+            let mut types = source.list.plugins.iter().map(plugin_type);
+            if let Some(plugin) = types.find(|plugin| self.runner.find(plugin).is_none()) {
+                let dirs: Vec<_> = self.runner.bin_dirs.iter().map(|d| d.display().to_string()).collect();
+                return Err(source.wrong(format!("plugin {plugin:?} is in none of {}", dirs.join(", "))));
+            }
         }
-        if list.version < Version::V1_1_0 {
-            return Ok(());
-        }
-        let wrong = |reason| NetworkError::CniConfig { path: path.to_owned(), reason };
-        self.probe.status(list).map_err(wrong)
+        let reason = crate::network::NOT_READY;
+        self.probe.status(sources).map_err(|message| NetworkError::NotReady { reason, message })
     }
 
     /// Runs ADD through the chain; gives the final result.
@@ -68,8 +103,8 @@ impl Cni {
         let mut previous = None;
         for plugin in &list.plugins {
             let config = execution_config(&list, plugin, &record.capabilities, previous.as_ref());
-            let result =
-                self.call(plugin, "ADD", &config, environment(id, netns.display().to_string(), record))?;
+            let environment = environment(id, netns.display().to_string(), record);
+            let result = self.runner.call(plugin_type(plugin), "ADD", &config, environment)?;
             let wrong = |reason| NetworkError::CniResult {
                 plugin: plugin_type(plugin).into(),
                 command: "ADD",
@@ -80,96 +115,130 @@ impl Cni {
         Ok(previous.unwrap_or(Value::Null))
     }
 
-    /// Runs DEL through the whole chain, backwards, whatever a plugin answers. `netns`: `None` when it is gone. `result`: of the
-    /// ADD, null when it never came to one: a plugin that is not on this machine has made nothing then.
+    /// Runs CHECK through the chain, unless the configuration forbids it or is older than that.
+    ///
+    /// # Errors
+    /// The first plugin's that finds something wrong.
+    pub(crate) fn check(&self, id: &SandboxId, netns: &Path, record: &CniRecord) -> Result<()> {
+        let list = recorded_list(record)?;
+        if !list.allows(Verb::Check) {
+            return Ok(());
+        }
+        list.plugins.iter().try_for_each(|plugin| {
+            let config = execution_config(&list, plugin, &record.capabilities, Some(&record.result));
+            let environment = environment(id, netns.display().to_string(), record);
+            self.runner.call(plugin_type(plugin), "CHECK", &config, environment).map(drop)
+        })
+    }
+
+    /// Runs DEL through the whole chain, backwards, whatever a plugin answers. `netns`: `None` when it is gone. A plugin
+    /// that is not on this machine has made nothing, if the ADD never came to a result.
     ///
     /// # Errors
     /// The first failure.
-    pub(crate) fn del(
-        &self,
-        id: &SandboxId,
-        netns: Option<&Path>,
-        record: &CniRecord,
-        result: &Value,
-    ) -> Result<()> {
+    pub(crate) fn del(&self, id: &SandboxId, netns: Option<&Path>, record: &CniRecord) -> Result<()> {
         let list = recorded_list(record)?;
         let netns = netns.map(|path| path.display().to_string()).unwrap_or_default();
+        let result = &record.result;
         // Plugins before 0.4.0 do not expect a result here.
         let previous = Some(result).filter(|r| !r.is_null() && list.version >= Version::V0_4_0);
         let mut outcome = Ok(());
         for plugin in list.plugins.iter().rev() {
-            let config = execution_config(&list, plugin, &record.capabilities, previous);
-            if result.is_null() && invoke::find(plugin_type(plugin), &self.bin_dirs).is_none() {
+            let name = plugin_type(plugin);
+            if result.is_null() && self.runner.find(name).is_none() {
                 continue;
             }
-            let answer = self.call(plugin, "DEL", &config, environment(id, netns.clone(), record));
+            let config = execution_config(&list, plugin, &record.capabilities, previous);
+            let answer = self.runner.call(name, "DEL", &config, environment(id, netns.clone(), record));
             outcome = outcome.and(answer.map(drop));
         }
         outcome
     }
 
-    /// Tells plugins (from version 1.1 on) which sandboxes are attached, so that they drop the rest. Every plugin is
-    /// asked, whatever another answers.
-    pub(crate) fn gc(&self, list: &PluginList, attached: &[SandboxId]) -> Result<()> {
-        if list.version < Version::V1_1_0 || list.disable_gc {
-            return Ok(());
+    /// Tells plugins (from version 1.1 on) which sandboxes are attached, so that they drop the rest. Every plugin of every
+    /// configured network is asked, whatever another answers, until `deadline`. `attached` gives the sandboxes and their
+    /// interfaces in the network of a name.
+    ///
+    /// # Errors
+    /// The first failure.
+    pub(crate) fn gc(
+        &self,
+        attached: impl Fn(&str) -> Vec<(SandboxId, String)>,
+        deadline: Instant,
+    ) -> Result<()> {
+        let mut outcome = Ok(());
+        for dir in std::iter::once(&self.conf_dir).chain(&self.more_conf_dirs) {
+            // A directory that cannot be used is told by the readiness, and by every attach.
+            let Ok(lists) = self.load_from(dir).and_then(|sources| self.settle(&sources)) else { continue };
+            for list in lists.iter().filter(|list| list.allows(Verb::Gc)) {
+                let valid = attached(&list.name).into_iter();
+                let valid: Vec<_> =
+                    valid.map(|(id, name)| json!({"containerID": id, "ifname": name})).collect();
+                outcome = outcome.and(self.gc_list(list, &valid, deadline));
+            }
         }
-        let valid: Vec<_> =
-            attached.iter().map(|id| json!({"containerID": id, "ifname": INTERFACE})).collect();
+        outcome
+    }
+
+    fn gc_list(&self, list: &PluginList, valid: &[Value], deadline: Instant) -> Result<()> {
         let mut outcome = Ok(());
         for plugin in &list.plugins {
             let mut config = execution_config(list, plugin, &Value::Null, None);
             if let Value::Object(config) = &mut config {
-                config.insert("cni.dev/valid-attachments".into(), valid.clone().into());
+                // The second name is that of the specification's drafts, which plugins were built against.
+                for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+                    config.insert(key.into(), valid.into());
+                }
             }
-            let asked = self.call(plugin, "GC", &config, Vec::new());
+            let left = deadline.saturating_duration_since(Instant::now()).min(GC_TIME_MAX);
+            let asked = self.runner.within(left).call(plugin_type(plugin), "GC", &config, Vec::new());
             outcome = outcome.and(asked.map(drop));
         }
         outcome
     }
 
-    fn call(
-        &self,
-        plugin: &Map<String, Value>,
-        command: &'static str,
-        config: &Value,
-        environment: Vec<(&'static str, String)>,
-    ) -> Result<Value> {
-        let plugin = plugin_type(plugin);
-        Call { plugin, command, bin_dirs: &self.bin_dirs, environment, config, timeout: self.timeout }.run()
-    }
-
     /// For people: where is looked and what was found.
     pub(crate) fn describe(&self) -> Value {
-        let networks = match self.load() {
-            Ok(Some((path, list))) => {
-                json!([{"Config": list.to_value(), "IFName": INTERFACE, "Source": path}])
-            }
-            Ok(None) | Err(_) => json!([]),
-        };
+        let sources = self.load().unwrap_or_default();
+        let networks = sources
+            .iter()
+            .enumerate()
+            .map(|(n, s)| json!({"Config": s.list.to_value(), "IFName": interface(n), "Source": s.path}));
         json!({
-            "PluginDirs": self.bin_dirs,
+            "PluginDirs": *self.runner.bin_dirs,
             "PluginConfDir": self.conf_dir,
-            "PluginMaxConfNum": 1,
-            "Networks": networks,
+            "PluginMaxConfNum": self.networks_max,
+            "Networks": networks.collect::<Vec<_>>(),
         })
     }
 }
 
-/// What is written down before an ADD.
+/// What is written down before an ADD, one record for each network.
 ///
 /// # Errors
 /// The reason why the request cannot be told to plugins.
-pub(crate) fn record(request: &AttachRequest, list: &PluginList) -> std::result::Result<CniRecord, String> {
-    Ok(CniRecord { config: list.to_value(), capabilities: capabilities(request), args: cni_args(request)? })
+pub(crate) fn records(
+    request: &AttachRequest,
+    lists: &[PluginList],
+    ip_ranges: &[String],
+) -> Result<Vec<CniRecord>, String> {
+    let (capabilities, args) = (capabilities(request, ip_ranges), cni_args(request)?);
+    let record = |(number, list): (usize, &PluginList)| CniRecord {
+        config: list.to_value(),
+        capabilities: capabilities.clone(),
+        args: args.clone(),
+        interface: interface(number),
+        result: Value::Null,
+    };
+    Ok(lists.iter().enumerate().map(record).collect())
 }
 
 fn recorded_list(record: &CniRecord) -> Result<PluginList> {
-    PluginList::from_value(record.config.clone())
+    PluginList::from_value(record.config.clone(), |_| Ok(Vec::new()))
         .map_err(|reason| NetworkError::CniConfig { path: "(of the record)".into(), reason })
 }
 
-fn cni_args(request: &AttachRequest) -> std::result::Result<String, String> {
+fn cni_args(request: &AttachRequest) -> Result<String, String> {
     let pairs = [
         ("IgnoreUnknown", "1"),
         ("K8S_POD_NAMESPACE", &request.pod_namespace),
@@ -188,14 +257,18 @@ fn environment(id: &SandboxId, netns: String, record: &CniRecord) -> Vec<(&'stat
     vec![
         ("CNI_CONTAINERID", id.to_string()),
         ("CNI_NETNS", netns),
-        ("CNI_IFNAME", INTERFACE.to_owned()),
+        ("CNI_IFNAME", record.interface.clone()),
         ("CNI_ARGS", record.args.clone()),
     ]
 }
 
 /// Arguments by capability; a plugin gets those it declares.
-fn capabilities(request: &AttachRequest) -> Value {
+fn capabilities(request: &AttachRequest, ip_ranges: &[String]) -> Value {
     let mut all = Map::new();
+    if !ip_ranges.is_empty() {
+        let sets = ip_ranges.iter().map(|subnet| json!([{"subnet": subnet}]));
+        all.insert("ipRanges".into(), sets.collect());
+    }
     let ports: Vec<_> = request.port_mappings.iter().filter(|m| m.host_port != 0).map(port_mapping).collect();
     if !ports.is_empty() {
         all.insert("portMappings".into(), ports.into());
@@ -291,10 +364,11 @@ mod tests {
     fn a_plugin_gets_the_capabilities_it_declares() {
         let text = r#"{"cniVersion":"1.0.0","name":"n","plugins":[
             {"type":"a","capabilities":{"portMappings":true,"bandwidth":true,"dns":false}},
-            {"type":"b","capabilities":{"io.kubernetes.cri.pod-annotations":true,"cgroupPath":true,"dns":true}},
+            {"type":"b","capabilities":{"io.kubernetes.cri.pod-annotations":true,"cgroupPath":true,"dns":true,"ipRanges":true}},
             {"type":"c"}]}"#;
-        let list = PluginList::parse(text).unwrap();
-        let record = record(&request(), &list).unwrap();
+        let list = PluginList::from_value(serde_json::from_str(text).unwrap(), |_| Ok(Vec::new())).unwrap();
+        let record =
+            records(&request(), std::slice::from_ref(&list), &["10.7.0.0/24".into()]).unwrap().remove(0);
         let config =
             |n: usize, previous| execution_config(&list, &list.plugins[n], &record.capabilities, previous);
         assert_eq!(
@@ -312,6 +386,7 @@ mod tests {
             json!({
                 "dns": {"servers": ["192.0.2.2"], "searches": [], "options": []},
                 "cgroupPath": "/kubepods/a",
+                "ipRanges": [[{"subnet": "10.7.0.0/24"}]],
                 "io.kubernetes.cri.pod-annotations": {"k": "v"},
             })
         );

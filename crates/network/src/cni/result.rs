@@ -30,8 +30,59 @@ pub(crate) fn convert(result: Value, version: Version) -> Result<Value, String> 
         Some(Value::Array(ips)) => ips.iter_mut().try_for_each(|ip| convert_ip(ip, version))?,
         Some(_) => return Err("ips is not a list".into()),
     }
+    if version < Version::V1_1_0 {
+        drop_since_1_1(&mut result);
+    }
     result.insert("cniVersion".into(), version.as_str().into());
     Ok(Value::Object(result))
+}
+
+/// What version 1.1 added, which an older plugin need not bear.
+fn drop_since_1_1(result: &mut Map<String, Value>) {
+    let added: [(&str, &[&str]); 2] = [
+        ("interfaces", &["mtu", "socketPath", "pciID"]),
+        ("routes", &["mtu", "advmss", "priority", "table", "scope"]),
+    ];
+    for (list, keys) in added {
+        for entry in result.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Value::Object(entry) = entry {
+                entry.retain(|key, _| !keys.contains(&key.as_str()));
+            }
+        }
+    }
+}
+
+/// The results of several networks as one: interfaces, addresses and routes one after the other, name servers of the
+/// first. It is in the version of the first.
+pub(crate) fn merge(results: &[Value]) -> Value {
+    let Some((first, more)) = results.split_first() else { return Value::Null };
+    let mut merged = first.clone();
+    for result in more {
+        let offset = list(&merged, "interfaces").len();
+        let mut ips = list(result, "ips").to_vec();
+        for ip in &mut ips {
+            if let Some(index) = ip.get("interface").and_then(Value::as_u64) {
+                ip["interface"] = (index + offset as u64).into();
+            }
+        }
+        append(&mut merged, "interfaces", list(result, "interfaces").to_vec());
+        append(&mut merged, "ips", ips);
+        append(&mut merged, "routes", list(result, "routes").to_vec());
+    }
+    merged
+}
+
+fn list<'a>(result: &'a Value, key: &str) -> &'a [Value] {
+    result.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
+fn append(result: &mut Value, key: &str, more: Vec<Value>) {
+    let Value::Object(result) = result else { return };
+    match result.get_mut(key) {
+        Some(Value::Array(list)) => list.extend(more),
+        _ if more.is_empty() => {}
+        _ => drop(result.insert(key.to_owned(), more.into())),
+    }
 }
 
 /// Until 0.4.0 an address says its own family.
@@ -65,9 +116,8 @@ fn address_of(ip: &Value) -> Result<IpAddr, String> {
 /// # Errors
 /// What is wrong with the result.
 pub(crate) fn pod_ips(result: &Value, name: &str, prefer: IpPreference) -> Result<Vec<IpAddr>, String> {
-    let list = |key: &str| result.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let (interfaces, mut found) = (list("interfaces"), Vec::new());
-    for ip in list("ips") {
+    let (interfaces, mut found) = (list(result, "interfaces"), Vec::new());
+    for ip in list(result, "ips") {
         if belongs(ip, interfaces, name)? {
             found.push(address_of(ip)?);
         }
@@ -128,6 +178,34 @@ mod tests {
         assert_eq!(convert(old, Version::V1_0_0).unwrap(), dual());
         let bare = convert(json!({}), Version::V0_3_1).unwrap();
         assert_eq!(bare, json!({"cniVersion": "0.3.1"}));
+    }
+
+    #[test]
+    fn an_older_version_gets_nothing_that_it_does_not_know() {
+        let new = json!({
+            "interfaces": [{"name": "eth0", "mtu": 1400, "sandbox": "/ns"}],
+            "routes": [{"dst": "0.0.0.0/0", "priority": 5, "gw": "10.0.0.1"}],
+        });
+        assert_eq!(convert(new.clone(), Version::V1_1_0).unwrap()["interfaces"], new["interfaces"]);
+        let old = convert(new, Version::V1_0_0).unwrap();
+        assert_eq!(old["interfaces"], json!([{"name": "eth0", "sandbox": "/ns"}]));
+        assert_eq!(old["routes"], json!([{"dst": "0.0.0.0/0", "gw": "10.0.0.1"}]));
+    }
+
+    #[test]
+    fn results_of_several_networks_are_one_whose_addresses_keep_their_interface() {
+        let second = json!({
+            "cniVersion": "0.4.0",
+            "interfaces": [{"name": "eth1", "sandbox": "/ns"}],
+            "ips": [{"interface": 0, "address": "10.3.0.7/16"}, {"address": "10.3.0.8/16"}],
+            "routes": [{"dst": "10.3.0.0/16"}],
+            "dns": {"domain": "second"},
+        });
+        let merged = merge(&[dual(), second]);
+        assert_eq!(merged["ips"][5], json!({"interface": 3, "address": "10.3.0.7/16"}));
+        assert_eq!((&merged["interfaces"][3]["name"], merged.get("dns")), (&json!("eth1"), None));
+        assert_eq!(merged["routes"], json!([{"dst": "10.3.0.0/16"}]));
+        assert_eq!((merge(&[]), merge(&[dual()])), (Value::Null, dual()));
     }
 
     #[test]
