@@ -90,7 +90,7 @@ impl Daemon {
             events: crate::events::Hub::default(),
             nri: crate::nri::Nri::open(&config.nri),
             cdi: crate::cdi::Cdi::open(&config.cdi),
-            lsm: crate::lsm::Lsm::open(&config.security),
+            lsm: crate::lsm::Lsm::open(&config.security, dirs.state())?,
             pods: Index::new(),
             containers: Index::new(),
             pod_jobs: Jobs::new(),
@@ -134,8 +134,9 @@ impl Daemon {
         self.containers.all().into_iter().filter(|container| container.pod.id == pod.id).collect()
     }
 
-    /// Compiles the filter that most containers get, so that the first one does not wait for it.
+    /// Makes the filter and loads the profile that most containers get, so that the first one does not wait for them.
     pub(crate) fn warm_up(self: &Arc<Self>) {
+        crate::lsm::warm_up(self);
         let daemon = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
             let granted =

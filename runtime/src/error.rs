@@ -102,6 +102,7 @@ macro_rules! kinded {
 kinded!(
     crisp_cgroup::CgroupError,
     crisp_image::ImageError,
+    crisp_lsm::LsmError,
     crisp_network::NetworkError,
     crisp_seccomp::SeccompError,
     crisp_snapshot::SnapshotError,

@@ -71,6 +71,7 @@ fn load(daemon: &Daemon) -> Result<Records> {
         for chain in &pod.record().image_volumes {
             pod.keep_layers(daemon.images.pin_chain(chain));
         }
+        daemon.lsm.recovered(&pod);
         pod.claim();
         report_clash(daemon.pods.insert(pod));
     }

@@ -54,6 +54,8 @@ pub(crate) fn make(
     mounts.extend(anonymous_volumes(container, &root, &config, &content)?);
     refuse_dev(daemon, container, &mounts)?;
     let seccomp = seccomp(daemon, container, &config)?;
+    let labels = crate::lsm::labels(daemon, container, &config)?;
+    crate::lsm::relabel(container, &labels, &mounts)?;
     let made = Made {
         user: User { uid: user.uid, gid: user.gid, groups: user.additional_gids.clone() },
         stop_signal: stop_signal.number(),
@@ -70,7 +72,7 @@ pub(crate) fn make(
         mounts,
         seccomp,
         rlimits: vec![daemon.files_max],
-        labels: Default::default(),
+        labels,
         allowed_annotations: Default::default(),
         image: content,
         config,

@@ -17,8 +17,6 @@ use crate::error::{Doing as _, Error, Result};
 
 /// How kubelets before 1.28 name CDI devices.
 const CDI_ANNOTATION_PREFIX: &str = "cdi.k8s.io/";
-/// Highest SELinux category.
-const SELINUX_CATEGORY_MAX: u32 = 1023;
 
 /// What a container is to be.
 ///
@@ -352,33 +350,8 @@ fn apparmor(context: &cri::LinuxContainerSecurityContext) -> Result<AppArmorRequ
 }
 
 fn selinux(options: &cri::SeLinuxOption) -> Result<SelinuxRequest> {
-    for (field, text) in [("user", &options.user), ("role", &options.role), ("type", &options.r#type)] {
-        if !text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.')) {
-            return Err(invalid(format!("selinux_options.{field} {text:?} is no part of a label")));
-        }
-    }
-    if !options.level.is_empty() && !is_level(&options.level) {
-        return Err(invalid(format!("selinux_options.level {:?} is not like s0:c1,c2", options.level)));
-    }
-    Ok(SelinuxRequest {
-        user: options.user.clone(),
-        role: options.role.clone(),
-        typ: options.r#type.clone(),
-        level: options.level.clone(),
-    })
-}
-
-/// `s0`, `s0-s0`, each with `:c1`, `:c1,c5` or `:c1.c5`.
-fn is_level(level: &str) -> bool {
-    let (sensitivity, categories) = level.split_once(':').map_or((level, None), |(s, c)| (s, Some(c)));
-    let category = |text: &str| {
-        let digits = text.strip_prefix('c').filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
-        digits
-            .and_then(|digits| digits.parse::<u32>().ok())
-            .is_some_and(|number| number <= SELINUX_CATEGORY_MAX)
-    };
-    let known = matches!(sensitivity, "s0" | "s0-s0");
-    known && categories.is_none_or(|list| list.split([',', '.']).all(category))
+    crisp_lsm::selinux::request(&options.user, &options.role, &options.r#type, &options.level)
+        .doing("read the SELinux options")
 }
 
 #[cfg(test)]

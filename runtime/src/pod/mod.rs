@@ -47,6 +47,9 @@ pub(crate) struct PodRecord {
     pub(crate) state: PodState,
     /// Of the pod's network, preferred family first.
     pub(crate) ips: Vec<IpAddr>,
+    /// SELinux labels, where there are some; the categories in them are this pod's alone.
+    #[serde(default)]
+    pub(crate) selinux: Option<crisp_lsm::selinux::Labels>,
     /// The reaping PID 1, where the containers share a PID namespace.
     pub(crate) init: Option<Process>,
     /// Layers of the images that are mounted as volumes, which must stay even when the image is removed.

@@ -89,6 +89,7 @@ async fn reserve(daemon: &Arc<Daemon>, request: &PodRequest, handler: String) ->
         created_at: Timestamp::now(),
         state: PodState::Creating,
         ips: Vec::new(),
+        selinux: daemon.lsm.pod(&request.config)?,
         image_volumes: Vec::new(),
         stop_told: false,
         init: None,
@@ -96,7 +97,10 @@ async fn reserve(daemon: &Arc<Daemon>, request: &PodRequest, handler: String) ->
         resources: None,
     };
     let pod = Arc::new(Pod::new(record, daemon.dirs.pod(id.as_str())));
-    daemon.pods.insert(Arc::clone(&pod))?;
+    if let Err(error) = daemon.pods.insert(Arc::clone(&pod)) {
+        daemon.lsm.released(&pod);
+        return Err(error);
+    }
     let recorded = blocking::run({
         let pod = Arc::clone(&pod);
         move || {
@@ -106,6 +110,7 @@ async fn reserve(daemon: &Arc<Daemon>, request: &PodRequest, handler: String) ->
     })
     .await;
     if let Err(error) = recorded {
+        daemon.lsm.released(&pod);
         daemon.pods.remove(&pod);
         return Err(error);
     }
@@ -147,6 +152,7 @@ fn local(daemon: &Daemon, pod: &Pod, request: &PodRequest) -> Result<()> {
         std::fs::create_dir(pod.dir.shm()).doing("make the pod's shm directory")?;
         crisp_sys::mount::tmpfs(&pod.dir.shm(), &SHM).doing("mount the pod's shm")?;
     }
+    crate::lsm::label_files(pod)?;
     cgroups::make_pod(daemon, pod)
 }
 

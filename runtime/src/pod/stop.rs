@@ -126,6 +126,7 @@ async fn remove_steps(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
 pub(crate) async fn forget(daemon: &Daemon, pod: &Pod) -> Result<()> {
     let dir = pod.dir.path().to_owned();
     blocking::run(move || remove_dir(&dir)).await?;
+    daemon.lsm.released(pod);
     daemon.pods.remove(pod);
     Ok(())
 }
