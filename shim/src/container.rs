@@ -14,6 +14,7 @@ use std::time::Instant;
 use crisp_proto::supervisor as pb;
 use crisp_sys::pidfd::Ended;
 
+use crate::attach::Input;
 use crate::cgroup::ExecGroup;
 use crate::command::Command;
 use crate::output::Output;
@@ -122,8 +123,7 @@ pub(crate) struct Container {
     /// Where the terminal's master comes from.
     pub(crate) console: Option<OwnedFd>,
     pub(crate) output: Output,
-    /// The writing end of the container's stdin, or the terminal's master.
-    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) input: Input,
     /// OOM kills that its cgroup counted before it started.
     pub(crate) oom_kills_before: u64,
     /// Who waits for it to be forgotten.
@@ -169,11 +169,24 @@ pub(crate) struct Exec {
     pub(crate) group: Option<ExecGroup>,
     /// When the whole tree is killed.
     pub(crate) deadline: Option<Instant>,
+    /// Why, at the deadline.
+    pub(crate) time_up: Kill,
     pub(crate) kill: Kill,
     /// When its tree was first killed.
     pub(crate) killed_at: Option<Instant>,
     /// Reaped; its helper's end of the control socket, or its tree, is waited for.
     pub(crate) exit: Option<pb::Exit>,
+}
+
+impl Exec {
+    /// Kills it after this time, unless its own time is up before.
+    pub(crate) fn kill_at(&mut self, after: std::time::Duration) {
+        let at = Instant::now().checked_add(after);
+        if self.deadline.is_none_or(|deadline| at.is_some_and(|at| at < deadline)) {
+            self.deadline = at;
+            self.time_up = Kill::Asked;
+        }
+    }
 }
 
 /// Whether an exec is being killed, and why.

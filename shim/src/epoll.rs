@@ -21,6 +21,12 @@ pub(crate) enum Token {
     Stdout(u32),
     Stderr(u32),
     ExecControl(u32),
+    /// A container's stdin that was full.
+    Stdin(u32),
+    AttachedStdin(u32),
+    AttachedStdout(u32),
+    AttachedStderr(u32),
+    PodInitControl,
 }
 
 impl Token {
@@ -33,6 +39,11 @@ impl Token {
             Self::Stdout(key) => (4, key),
             Self::Stderr(key) => (5, key),
             Self::ExecControl(key) => (6, key),
+            Self::Stdin(key) => (7, key),
+            Self::AttachedStdin(key) => (8, key),
+            Self::AttachedStdout(key) => (9, key),
+            Self::AttachedStderr(key) => (10, key),
+            Self::PodInitControl => (11, 0),
         };
         EventData::new_u64(kind << 32 | u64::from(key))
     }
@@ -48,6 +59,11 @@ impl Token {
             4 => Self::Stdout(key),
             5 => Self::Stderr(key),
             6 => Self::ExecControl(key),
+            7 => Self::Stdin(key),
+            8 => Self::AttachedStdin(key),
+            9 => Self::AttachedStdout(key),
+            10 => Self::AttachedStderr(key),
+            11 => Self::PodInitControl,
             _ => return None,
         })
     }
@@ -57,13 +73,18 @@ impl Token {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Interest {
     Read,
+    Write,
     ReadWrite,
+    /// Only that the other end is gone, which is always told.
+    Hangup,
 }
 
 impl Interest {
     fn flags(self) -> EventFlags {
         match self {
             Self::Read => EventFlags::IN,
+            Self::Write => EventFlags::OUT,
+            Self::Hangup => EventFlags::empty(),
             Self::ReadWrite => EventFlags::IN | EventFlags::OUT,
         }
     }
@@ -78,7 +99,11 @@ impl Epoll {
     }
 
     pub(crate) fn add(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
-        Ok(epoll::add(&self.0, fd, token.pack(), Interest::Read.flags())?)
+        self.add_for(fd, token, Interest::Read)
+    }
+
+    pub(crate) fn add_for(&self, fd: impl AsFd, token: Token, interest: Interest) -> io::Result<()> {
+        Ok(epoll::add(&self.0, fd, token.pack(), interest.flags())?)
     }
 
     pub(crate) fn change(&self, fd: impl AsFd, token: Token, interest: Interest) -> io::Result<()> {

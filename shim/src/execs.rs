@@ -70,6 +70,7 @@ impl Server {
             terminal: None,
             group,
             deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+            time_up: Kill::TimeUp,
             kill: Kill::No,
             killed_at: None,
             exit: None,
@@ -268,7 +269,7 @@ impl Server {
     pub(crate) fn exec_tick(&mut self, now: Instant) {
         for exec in self.execs.values_mut() {
             if exec.kill == Kill::No && exec.deadline.is_some_and(|deadline| now >= deadline) {
-                exec.kill = Kill::TimeUp;
+                exec.kill = exec.time_up;
             }
         }
         let killed: Vec<_> =

@@ -9,6 +9,7 @@ use crisp_sys::pidfd::{self, Ended};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::attach::Input;
 use crate::container::{Asker, Container, Phase, Process, Purpose, RunningCommand};
 use crate::control::{self, Report};
 use crate::epoll::Token;
@@ -74,7 +75,7 @@ impl Server {
             control: None,
             console: None,
             output,
-            stdin: ends.stdin,
+            input: Input::new(ends.stdin),
             oom_kills_before,
             deleters: Vec::new(),
         };
@@ -269,12 +270,14 @@ impl Server {
     /// Output, record, state, word: in this order.
     fn exited(&mut self, key: u32, ended: Ended) {
         let Some(container) = self.containers.get_mut(&key) else { return };
-        container.output.drain(&mut self.scratch, |fd| self.epoll.remove(fd));
+        let (attachers, epoll) = (&mut self.attachers, &self.epoll);
+        let give = |stream, bytes: &[u8]| attachers.give(key, stream, bytes, epoll);
+        container.output.drain(&mut self.scratch, give, |fd| epoll.remove(fd));
         let oom_file = container.order.cgroup.as_ref().map_or("", |cgroup| cgroup.oom_file.as_str());
         let oom_kills = crate::cgroup::oom_kills(oom_file).saturating_sub(container.oom_kills_before);
         let exit = crate::exit::exit(ended, oom_kills);
         let recorded = crate::exit::write(container.state_dir(), &exit);
-        container.stdin = None;
+        container.input.close(&self.epoll);
         if let Some(control) = container.control.take() {
             self.epoll.remove(control.as_fd());
         }
@@ -295,6 +298,7 @@ impl Server {
             container_id: id,
             exit: Some(exit),
         }));
+        self.end_attachers(key, exit);
         self.forget_if_asked(key);
     }
 
@@ -456,6 +460,7 @@ fn stdio_pairs(stdio: &pb::Stdio) -> Result<(Ends, ChildStdio)> {
     let ((stdout, child_stdout), (stderr, child_stderr)) = (pipe()?, pipe()?);
     let (child_stdin, stdin) = if stdio.stdin {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).step(step)?;
+        rustix::io::ioctl_fionbio(&writer, true).step(step)?;
         (reader, Some(writer))
     } else {
         (null()?, None)
@@ -476,7 +481,7 @@ fn attach_terminal(container: &mut Container, terminal: Option<OwnedFd>) -> Resu
     let Some(terminal) = terminal else { return Ok(()) };
     let step = || "prepare the terminal";
     rustix::io::ioctl_fionbio(&terminal, true).step(step)?;
-    container.stdin = Some(terminal.try_clone().step(step)?);
+    container.input = Input::new(Some(terminal.try_clone().step(step)?));
     container.output.attach(Stream::Stdout, terminal);
     Ok(())
 }

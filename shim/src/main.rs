@@ -8,6 +8,7 @@
 //! the host through `/proc/self/exe`.
 #![forbid(unsafe_code)]
 
+mod attach;
 mod builtin;
 mod cgroup;
 mod command;

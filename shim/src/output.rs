@@ -15,7 +15,7 @@ use crate::error::{Result, Step as _};
 use crate::log::{self, LINE_BYTES_DEFAULT, LINE_BYTES_MAX, Stream, Time};
 
 /// One read: what a pipe holds.
-const READ_BYTES: usize = 64 * 1024;
+pub(crate) const READ_BYTES: usize = 64 * 1024;
 /// A batch is written when it has this many bytes.
 const WRITE_BYTES: usize = 256 * 1024;
 /// What is read at most after a container's init has exited: others may still hold the pipe, and write for ever.
@@ -33,6 +33,14 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
+    /// Room for `len` bytes of input.
+    pub(crate) fn input(&mut self, len: usize) -> &mut [u8] {
+        if self.input.len() < len {
+            self.input.resize(len, 0);
+        }
+        &mut self.input[..len]
+    }
+
     /// Gives the memory back.
     pub(crate) fn release(&mut self) {
         *self = Self::default();
@@ -65,6 +73,8 @@ struct Source {
     fd: OwnedFd,
     /// The beginning of a line whose end has not come yet, shorter than an entry.
     unfinished: Vec<u8>,
+    /// Left unread while somebody who is attached is behind.
+    paused: bool,
 }
 
 impl Output {
@@ -79,15 +89,37 @@ impl Output {
 
     /// Takes a stream's reading end, which must not block.
     pub(crate) fn attach(&mut self, stream: Stream, fd: OwnedFd) {
-        *self.slot(stream) = Some(Source { fd, unfinished: Vec::new() });
+        *self.slot(stream) = Some(Source { fd, unfinished: Vec::new(), paused: false });
     }
 
     pub(crate) fn fd(&self, stream: Stream) -> Option<BorrowedFd<'_>> {
-        let source = match stream {
-            Stream::Stdout => &self.stdout,
-            Stream::Stderr => &self.stderr,
-        };
-        source.as_ref().map(|source| source.fd.as_fd())
+        self.source(stream).map(|source| source.fd.as_fd())
+    }
+
+    fn source(&self, stream: Stream) -> Option<&Source> {
+        match stream {
+            Stream::Stdout => self.stdout.as_ref(),
+            Stream::Stderr => self.stderr.as_ref(),
+        }
+    }
+
+    pub(crate) fn is_paused(&self, stream: Stream) -> bool {
+        self.source(stream).is_some_and(|source| source.paused)
+    }
+
+    /// The stream is not read for a while; `leave` takes its descriptor out of what is waited for.
+    pub(crate) fn pause(&mut self, stream: Stream, leave: impl FnOnce(BorrowedFd<'_>)) {
+        if let Some(source) = self.slot(stream) {
+            source.paused = true;
+            leave(source.fd.as_fd());
+        }
+    }
+
+    /// The descriptor of a stream that is to be read again.
+    pub(crate) fn resume(&mut self, stream: Stream) -> Option<BorrowedFd<'_>> {
+        let source = self.slot(stream).as_mut()?;
+        source.paused = false;
+        Some(source.fd.as_fd())
     }
 
     /// Opens (or opens anew) the log file for appending, with the folders above it. The old file gets nothing any more.
@@ -103,26 +135,27 @@ impl Output {
         self.log.lost_bytes
     }
 
-    /// Reads once from a stream and logs what came. At the end of the stream it is closed, after `leave` was told.
+    /// Reads once from a stream, gives what came away, and logs it. At the end of the stream it is closed, after `leave` was told.
     pub(crate) fn pump(
         &mut self,
         stream: Stream,
         scratch: &mut Scratch,
+        give: impl FnOnce(&[u8]),
         leave: impl FnOnce(BorrowedFd<'_>),
     ) -> Pumped {
         let Some(source) = self.slot(stream) else { return Pumped::End };
         let kept = source.unfinished.len();
-        if scratch.input.len() < kept + READ_BYTES {
-            scratch.input.resize(kept + READ_BYTES, 0);
-        }
-        scratch.input[..kept].copy_from_slice(&source.unfinished);
+        scratch.input(kept + READ_BYTES)[..kept].copy_from_slice(&source.unfinished);
         match rustix::io::retry_on_intr(|| {
             rustix::io::read(&source.fd, &mut scratch.input[kept..kept + READ_BYTES])
         }) {
             Ok(0) => self.end(stream, scratch, leave),
             Ok(count) => {
                 source.unfinished.clear();
-                self.take(stream, kept + count, scratch);
+                give(&scratch.input[kept..kept + count]);
+                if self.path.is_some() {
+                    self.take(stream, kept + count, scratch);
+                }
                 Pumped::Bytes(count)
             }
             Err(rustix::io::Errno::AGAIN) => Pumped::Empty,
@@ -173,10 +206,15 @@ impl Output {
     }
 
     /// Logs everything that is in the pipes now, unfinished lines included; for the moment when the container has exited.
-    pub(crate) fn drain(&mut self, scratch: &mut Scratch, leave: impl Fn(BorrowedFd<'_>)) {
+    pub(crate) fn drain(
+        &mut self,
+        scratch: &mut Scratch,
+        mut give: impl FnMut(Stream, &[u8]),
+        leave: impl Fn(BorrowedFd<'_>),
+    ) {
         for stream in [Stream::Stdout, Stream::Stderr] {
             let mut left = DRAIN_BYTES_MAX;
-            while let Pumped::Bytes(count) = self.pump(stream, scratch, &leave) {
+            while let Pumped::Bytes(count) = self.pump(stream, scratch, |bytes| give(stream, bytes), &leave) {
                 left = left.saturating_sub(count);
                 if left == 0 {
                     break;
@@ -295,13 +333,13 @@ mod tests {
         let path = f.dir.path().join("a/b/0.log");
         for piece in ["one li", "ne\ntwo"] {
             write(&f.stdout, piece.as_bytes());
-            f.output.pump(Stream::Stdout, &mut f.scratch, |_| ());
+            f.output.pump(Stream::Stdout, &mut f.scratch, |_| (), |_| ());
         }
         assert_eq!(contents(&path), ["stdout F one line"]);
         write(&f.stderr, b"err\n");
-        f.output.pump(Stream::Stderr, &mut f.scratch, |_| ());
+        f.output.pump(Stream::Stderr, &mut f.scratch, |_| (), |_| ());
         drop(f.stdout);
-        assert_eq!(f.output.pump(Stream::Stdout, &mut f.scratch, |_| ()), Pumped::End);
+        assert_eq!(f.output.pump(Stream::Stdout, &mut f.scratch, |_| (), |_| ()), Pumped::End);
         assert_eq!(contents(&path), ["stdout F one line", "stderr F err", "stdout P two"]);
     }
 
@@ -309,9 +347,9 @@ mod tests {
     fn a_long_line_is_cut_and_never_kept_whole() {
         let mut f = fixture(1000);
         write(&f.stdout, &[b'x'; 2500]);
-        f.output.pump(Stream::Stdout, &mut f.scratch, |_| ());
+        f.output.pump(Stream::Stdout, &mut f.scratch, |_| (), |_| ());
         write(&f.stdout, b"y\n");
-        f.output.pump(Stream::Stdout, &mut f.scratch, |_| ());
+        f.output.pump(Stream::Stdout, &mut f.scratch, |_| (), |_| ());
         let lengths: Vec<_> = contents(&f.dir.path().join("a/b/0.log"))
             .iter()
             .map(|l| (l[7..8].to_owned(), l.len() - 9))
@@ -324,13 +362,13 @@ mod tests {
         let mut f = fixture(0);
         let path = f.dir.path().join("a/b/0.log");
         write(&f.stdout, b"old\nhal");
-        f.output.pump(Stream::Stdout, &mut f.scratch, |_| ());
+        f.output.pump(Stream::Stdout, &mut f.scratch, |_| (), |_| ());
         let rotated = f.dir.path().join("rotated");
         std::fs::rename(&path, &rotated).unwrap();
         f.output.open().unwrap();
         assert!(contents(&path).is_empty());
         write(&f.stdout, b"f\n");
-        f.output.pump(Stream::Stdout, &mut f.scratch, |_| ());
+        f.output.pump(Stream::Stdout, &mut f.scratch, |_| (), |_| ());
         assert_eq!(contents(&rotated), ["stdout F old"]);
         assert_eq!(contents(&path), ["stdout F half"]);
     }
@@ -340,11 +378,11 @@ mod tests {
         let mut f = fixture(0);
         write(&f.stdout, b"a\nb");
         write(&f.stderr, b"c");
-        f.output.drain(&mut f.scratch, |_| ());
+        f.output.drain(&mut f.scratch, |_, _| (), |_| ());
         let path = f.dir.path().join("a/b/0.log");
         assert_eq!(contents(&path), ["stdout F a", "stdout P b", "stderr P c"]);
         write(&f.stdout, b"later\n");
-        assert_eq!(f.output.pump(Stream::Stdout, &mut f.scratch, |_| ()), Pumped::Bytes(6));
+        assert_eq!(f.output.pump(Stream::Stdout, &mut f.scratch, |_| (), |_| ()), Pumped::Bytes(6));
         assert_eq!(contents(&path).last().unwrap(), "stdout F later");
     }
 
@@ -353,11 +391,11 @@ mod tests {
         let mut f = fixture(0);
         f.output.log.replace(OpenOptions::new().append(true).open("/dev/full").unwrap());
         write(&f.stdout, b"lost\n");
-        assert_eq!(f.output.pump(Stream::Stdout, &mut f.scratch, |_| ()), Pumped::Bytes(5));
+        assert_eq!(f.output.pump(Stream::Stdout, &mut f.scratch, |_| (), |_| ()), Pumped::Bytes(5));
         assert!(f.output.lost_bytes() > 0);
         f.output.open().unwrap();
         write(&f.stdout, b"kept\n");
-        f.output.pump(Stream::Stdout, &mut f.scratch, |_| ());
+        f.output.pump(Stream::Stdout, &mut f.scratch, |_| (), |_| ());
         assert_eq!(contents(&f.dir.path().join("a/b/0.log")), ["stdout F kept"]);
     }
 

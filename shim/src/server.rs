@@ -16,6 +16,7 @@ use crisp_sys::clone::{ProgramText, SingleThreaded, claim_inherited, close_on_ex
 use crisp_sys::pidfd::{self, Ended};
 use rustix::net::SocketFlags;
 
+use crate::attach::Attachers;
 use crate::cgroup::ExecGroup;
 use crate::connection::Connection;
 use crate::container::{Asker, Container, Exec, Process, RunningCommand};
@@ -28,6 +29,8 @@ use crate::output::Scratch;
 const LISTENER_FD: i32 = 3;
 /// Number of SIGCHLD.
 const SIGCHLD: i32 = 17;
+/// Number of SIGPIPE: an attacher may close its pipe at any time.
+const SIGPIPE: i32 = 13;
 /// Exits kept of processes that nobody has claimed yet: an init may end before its launcher has reported it.
 const UNCLAIMED_MAX: usize = 64;
 /// Connections at a time; the daemon needs one, a new daemon one more.
@@ -91,6 +94,7 @@ pub(crate) struct Server {
     next_key: u32,
     pub(crate) containers: BTreeMap<u32, Container>,
     pub(crate) execs: BTreeMap<u32, Exec>,
+    pub(crate) attachers: Attachers,
     pub(crate) commands: BTreeMap<u32, RunningCommand>,
     pub(crate) pod_init: Option<Process>,
     pub(crate) children: BTreeMap<i32, Role>,
@@ -109,7 +113,7 @@ impl Server {
     fn new(pod_dir: PathBuf) -> Result<Self> {
         let listener = claim_inherited(LISTENER_FD).step(|| "claim the listening socket")?;
         become_supervisor()?;
-        let signals = watch_signals(&[SIGCHLD]).step(|| "watch signals")?;
+        let signals = watch_signals(&[SIGCHLD, SIGPIPE]).step(|| "watch signals")?;
         let epoll = Epoll::new().step(|| "make an epoll")?;
         rustix::io::ioctl_fionbio(&listener, true).step(|| "make the listening socket not block")?;
         epoll.add(&listener, Token::Listener).step(|| "watch the listening socket")?;
@@ -124,6 +128,7 @@ impl Server {
             next_key: 0,
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
+            attachers: Attachers::default(),
             commands: BTreeMap::new(),
             pod_init: None,
             children: BTreeMap::new(),
@@ -166,6 +171,11 @@ impl Server {
             Token::Stdout(key) => self.pump(key, Stream::Stdout),
             Token::Stderr(key) => self.pump(key, Stream::Stderr),
             Token::ExecControl(key) => self.exec_control_ready(key),
+            Token::Stdin(key) => self.input_ready(key),
+            Token::AttachedStdin(key) => self.attached_input_ready(key),
+            Token::AttachedStdout(key) => self.attached_output_ready(key, Stream::Stdout),
+            Token::AttachedStderr(key) => self.attached_output_ready(key, Stream::Stderr),
+            Token::PodInitControl => {}
         }
     }
 
@@ -251,12 +261,6 @@ impl Server {
         }
     }
 
-    fn pump(&mut self, key: u32, stream: Stream) {
-        let Some(container) = self.containers.get_mut(&key) else { return };
-        // Before the last descriptor goes: a process elsewhere may hold a duplicate, which would keep it in the epoll.
-        container.output.pump(stream, &mut self.scratch, |fd| self.epoll.remove(fd));
-    }
-
     /// Takes the status of every child that has ended, whoever's it was: the shim is a subreaper.
     fn reap(&mut self) {
         // What was signalled does not matter: one signal may stand for many children.
@@ -332,7 +336,8 @@ impl Server {
 
     fn next_wake(&self) -> Option<Duration> {
         let now = Instant::now();
-        let deadlines = self.lifecycle_deadlines().chain(self.exec_deadlines());
+        let deadlines =
+            self.lifecycle_deadlines().chain(self.exec_deadlines()).chain(self.attach_deadlines());
         let idle = self.active.map(|at| at + IDLE);
         let ending = self.ending.map(|(_, deadline)| deadline);
         let next = deadlines.chain(idle).chain(ending).min().map(|at| at.saturating_duration_since(now));
@@ -343,6 +348,7 @@ impl Server {
         let now = Instant::now();
         self.lifecycle_tick(now);
         self.exec_tick(now);
+        self.attach_tick(now);
         if self.active.is_some_and(|at| now >= at + IDLE) {
             self.active = None;
             self.scratch.release();

@@ -57,7 +57,8 @@ impl Server {
             Call::Exec(order) => self.exec(asker, order, fds).map(|()| None),
             Call::ReopenLog(order) => self.reopen_log(&order.container_id).map(|()| Some(DONE)),
             Call::Delete(order) => self.delete(asker, &order.container_id),
-            Call::Attach(_) | Call::ResizeTerminal(_) => Err(Error::Unsupported("a request of this kind".into())),
+            Call::Attach(order) => self.attach(&order, fds).map(|()| Some(DONE)),
+            Call::ResizeTerminal(order) => self.resize_terminal(&order).map(|()| Some(DONE)),
             Call::Shutdown(_) => {
                 self.shutdown(asker);
                 Ok(None)
@@ -96,8 +97,10 @@ impl Server {
         let exec = self.execs.values_mut().find(|exec| exec.container == key && exec.id == order.exec_id);
         let Some(exec) = exec else { return Ok(()) };
         if order.signal == SIGKILL {
-            if exec.kill == Kill::No {
-                exec.kill = Kill::Asked;
+            match order.after_ms {
+                0 if exec.kill == Kill::No => exec.kill = Kill::Asked,
+                0 => {}
+                after => exec.kill_at(Duration::from_millis(after)),
             }
             return Ok(());
         }

@@ -285,17 +285,19 @@ pub struct ResizeTerminal {
     #[prost(uint32, tag = "3")]
     pub height: u32,
 }
-/// The shim has let an attacher go: its container has exited, or it was dropped. Not sent when the attacher left itself. What is in the
-/// pipes stays readable.
+/// The shim has let an attacher go. Not sent when the attacher left itself. What is in the pipes stays readable.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AttachEnded {
     #[prost(string, tag = "1")]
     pub container_id: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub attach_id: ::prost::alloc::string::String,
-    /// Set when the container has exited; without it the attacher was too slow.
+    /// Set when the container has exited.
     #[prost(message, optional, tag = "3")]
     pub exit: ::core::option::Option<Exit>,
+    /// The container has closed every stream that was attached, and runs on. With neither, the attacher was too slow.
+    #[prost(bool, tag = "4")]
+    pub streams_ended: bool,
 }
 /// The pod's PID 1 has ended, and with it everything in its PID namespace.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

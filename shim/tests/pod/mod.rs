@@ -401,6 +401,44 @@ pub struct Daemon {
     pub events: Vec<Kind>,
 }
 
+/// Why the shim let an attacher go.
+#[derive(Debug, PartialEq)]
+pub enum End {
+    Exited(pb::Exit),
+    StreamsEnded,
+    TooSlow,
+}
+
+/// A client's ends; dropping one closes it.
+#[derive(Debug)]
+pub struct Attached {
+    pub id: String,
+    pub stdin: Option<File>,
+    pub stdout: Option<File>,
+    pub stderr: Option<File>,
+}
+
+impl Attached {
+    /// Reads this many bytes of its stdout, as text.
+    pub fn read(&mut self, len: usize) -> String {
+        let mut text = vec![0; len];
+        self.stdout.as_mut().unwrap().read_exact(&mut text).unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
+    /// Reads stdout to its end.
+    pub fn rest(&mut self) -> String {
+        let mut text = String::new();
+        self.stdout.as_mut().unwrap().read_to_string(&mut text).unwrap();
+        text
+    }
+
+    pub fn write(&mut self, text: &str) {
+        use std::io::Write as _;
+        self.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
+    }
+}
+
 #[derive(Debug)]
 pub struct ExecResult {
     pub code: u32,
@@ -508,6 +546,72 @@ impl Daemon {
     pub fn exit(&mut self, id: &str) -> pb::Exit {
         self.event(|event| match event {
             Kind::ContainerExited(exited) if exited.container_id == id => exited.exit,
+            _ => None,
+        })
+    }
+
+    pub fn resize(&mut self, id: &str, width: u32, height: u32) -> Result<(), pb::Failure> {
+        let order = pb::ResizeTerminal { container_id: id.into(), width, height };
+        self.call(Call::ResizeTerminal(order)).map(|_| ())
+    }
+
+    /// Attaches; `wanted`: of stdin, stdout, stderr.
+    pub fn attach(&mut self, id: &str, wanted: [bool; 3]) -> Result<Attached, pb::Failure> {
+        let [stdin, stdout, stderr] = wanted;
+        let attach_id = format!("a{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let (input, out, err) = (stdin.then(pipe), stdout.then(pipe), stderr.then(pipe));
+        for (_, writer) in [&out, &err].into_iter().flatten() {
+            rustix::pipe::fcntl_setpipe_size(writer, 1 << 20).unwrap();
+        }
+        let mut fds: Vec<_> = input.iter().map(|(reader, _)| reader.as_fd()).collect();
+        fds.extend([&out, &err].into_iter().flatten().map(|(_, writer)| writer.as_fd()));
+        let order =
+            pb::Attach { container_id: id.into(), attach_id: attach_id.clone(), stdin, stdout, stderr };
+        let id = self.send(Call::Attach(order), &fds);
+        self.answer(id).0?;
+        Ok(Attached {
+            id: attach_id,
+            stdin: input.map(|(_, writer)| writer.into()),
+            stdout: out.map(|(reader, _)| reader.into()),
+            stderr: err.map(|(reader, _)| reader.into()),
+        })
+    }
+
+    /// How an attachment ended.
+    pub fn attach_end(&mut self, id: &str) -> End {
+        self.event(|event| match event {
+            Kind::AttachEnded(ended) if ended.attach_id == id => Some(match ended.exit {
+                Some(exit) => End::Exited(exit),
+                None if ended.streams_ended => End::StreamsEnded,
+                None => End::TooSlow,
+            }),
+            _ => None,
+        })
+    }
+
+    /// Execs with a terminal; the master, and the id of the exec.
+    pub fn exec_terminal(&mut self, setup: &Setup, process: &Value) -> Result<(File, String), pb::Failure> {
+        let exec_id = format!("e{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let order = pb::Exec {
+            container_id: setup.id.clone(),
+            exec_id: exec_id.clone(),
+            process_json: process.to_string().into_bytes(),
+            terminal: true,
+            cgroup: setup.order.cgroup.clone(),
+            timeout_ms: 0,
+        };
+        let id = self.send(Call::Exec(order), &[]);
+        let (answer, fds) = self.answer(id);
+        answer?;
+        Ok((fds.into_iter().next().expect("a master").into(), exec_id))
+    }
+
+    pub fn exec_exit(&mut self, exec_id: &str) -> (pb::Exit, bool) {
+        self.event(|event| match event {
+            Kind::ExecExited(exited) if exited.exec_id == exec_id => {
+                Some((exited.exit.unwrap(), exited.timed_out))
+            }
             _ => None,
         })
     }
