@@ -19,6 +19,8 @@ pub struct RegistryConfig {
     pub retry_pause: Duration,
     /// Longest silence on one connection before the request is made again from where it stopped.
     pub silence_max: Duration,
+    /// Registries that a name without one is tried at, in this order; never empty.
+    pub search: Vec<String>,
     /// Names of images that clients must not collect; one that ends in `*` stands for all that begin so.
     pub pinned: Vec<String>,
     /// The platform to choose from an index; `None` is this machine's.
@@ -47,6 +49,7 @@ impl Default for RegistryConfig {
             proxy: ProxySource::Environment,
             retry_pause: Duration::from_millis(250),
             silence_max: Duration::from_secs(30),
+            search: vec![crate::reference::DEFAULT_REGISTRY.to_owned()],
             pinned: Vec::new(),
             platform: None,
         }

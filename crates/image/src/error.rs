@@ -53,6 +53,14 @@ pub enum ImageError {
         /// What each host did.
         attempts: Attempts,
     },
+    /// A name without a registry is at none of those that are searched.
+    #[error("{name}: at none of the registries that are searched: {}", each(tried))]
+    ShortName {
+        /// What was asked for.
+        name: String,
+        /// Each reference that was tried, and why it was not pulled.
+        tried: Vec<ImageError>,
+    },
     /// The registry does not let these credentials (or none) read the image.
     #[error("{subject}: authorization failed: {attempts}")]
     Denied {
@@ -173,6 +181,10 @@ impl ImageError {
             Self::Denied { .. } | Self::Document { .. } | Self::Archive { .. } => ErrorKind::Invalid,
             Self::NotInRegistry { .. } | Self::Platform { .. } => ErrorKind::NotFound,
             Self::RegistryUnavailable { .. } => ErrorKind::NotReady,
+            Self::ShortName { tried, .. } => {
+                let kinds = tried.iter().map(Self::kind);
+                kinds.into_iter().find(|kind| *kind != ErrorKind::NotFound).unwrap_or(ErrorKind::NotFound)
+            }
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Stalled { .. } => ErrorKind::Timeout,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => ErrorKind::Exhausted,
@@ -206,7 +218,17 @@ impl ImageError {
     /// Whether the registry was away: the daemon then begins its message with the token `RegistryUnavailable`.
     #[must_use]
     pub fn is_registry_unavailable(&self) -> bool {
-        matches!(self.root(), Self::RegistryUnavailable { .. })
+        match self.root() {
+            Self::RegistryUnavailable { .. } => true,
+            Self::ShortName { tried, .. } => tried.iter().any(Self::is_registry_unavailable),
+            _ => false,
+        }
+    }
+
+    /// Whether another registry may have the image all the same.
+    pub(crate) fn lets_search_on(&self) -> bool {
+        let root = self.root();
+        matches!(root, Self::RegistryUnavailable { .. } | Self::NotInRegistry { .. } | Self::Denied { .. })
     }
 }
 
@@ -267,6 +289,10 @@ impl fmt::Display for Attempts {
 }
 
 /// An error with all that caused it, in one line.
+fn each(errors: &[ImageError]) -> String {
+    errors.iter().map(|error| chain(error)).collect::<Vec<_>>().join("; ")
+}
+
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -361,20 +361,21 @@ fn matches(pattern: &str, name: &str) -> bool {
 }
 
 impl Published {
-    /// Finds an image by what CRI clients write: id, name with digest or tag, beginning of an id.
-    pub(crate) fn resolve(&self, text: &str) -> Result<Option<Arc<Image>>> {
+    /// Finds an image by what CRI clients write: id, name with digest or tag, beginning of an id. A name without a registry
+    /// is one of the first registry of `search` that has it.
+    pub(crate) fn resolve(&self, text: &str, search: &[String]) -> Result<Option<Arc<Image>>> {
         let hex = text.strip_prefix("sha256:").unwrap_or(text);
         if let Some(image) = self.by_hex.get(hex) {
             return Ok(Some(Arc::clone(image)));
         }
-        let name = text.parse::<ImageRef>();
-        if let Some(image) = name.as_ref().ok().and_then(|name| self.by_name.get(&name.to_string())) {
+        let names = ImageRef::candidates(text, search);
+        if let Some(image) = names.iter().flatten().find_map(|name| self.by_name(name)) {
             return Ok(Some(Arc::clone(image)));
         }
         if is_hex(hex) && hex.len() >= PREFIX_DIGITS_MIN {
             return self.by_prefix(text, hex);
         }
-        name.map(|_| None)
+        names.map(|_| None)
     }
 
     fn by_prefix(&self, text: &str, hex: &str) -> Result<Option<Arc<Image>>> {

@@ -47,7 +47,7 @@ fn a_crash_while_a_tag_moves_is_settled_for_the_newer_image() {
     fs::write(&old_file, before).unwrap();
     for _ in 0..2 {
         let published = home.open().published();
-        assert_eq!(published.resolve(TAG).unwrap().unwrap().id, new.id);
+        assert_eq!(published.resolve(TAG, &[]).unwrap().unwrap().id, new.id);
         assert_eq!(published.by_id(&old.id).unwrap().repo_tags, ["q.io/app:old"]);
     }
 }
@@ -58,7 +58,7 @@ fn a_tag_that_comes_back_after_a_restart_is_newer_than_all_before() {
     let old = home.open().add(image("old", &[TAG])).unwrap();
     home.open().add(image("new", &[TAG])).unwrap();
     home.open().add(image("old", &[TAG])).unwrap();
-    assert_eq!(home.open().published().resolve(TAG).unwrap().unwrap().id, old.id);
+    assert_eq!(home.open().published().resolve(TAG, &[]).unwrap().unwrap().id, old.id);
 }
 
 #[test]

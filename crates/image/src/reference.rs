@@ -8,7 +8,7 @@ use crate::error::ImageError;
 pub const REFERENCE_BYTES_MAX: usize = 512;
 const NAME_BYTES_MAX: usize = 255;
 const TAG_BYTES_MAX: usize = 128;
-const DEFAULT_REGISTRY: &str = "docker.io";
+pub(crate) const DEFAULT_REGISTRY: &str = "docker.io";
 const DEFAULT_NAMESPACE: &str = "library/";
 const DEFAULT_TAG: &str = "latest";
 
@@ -35,6 +35,18 @@ pub enum Target {
 }
 
 impl ImageRef {
+    /// What `text` may mean: itself, or one reference for each registry where it names none.
+    ///
+    /// # Errors
+    /// [`ImageError::Reference`].
+    pub fn candidates(text: &str, search: &[String]) -> Result<Vec<Self>, ImageError> {
+        let qualified = text.split_once('/').is_some_and(|(first, _)| looks_like_host(first));
+        if qualified {
+            return Ok(vec![text.parse()?]);
+        }
+        search.iter().map(|registry| format!("{registry}/{text}").parse()).collect()
+    }
+
     /// The registry's name as in the reference, `host[:port]`; `docker.io` for short names.
     #[must_use]
     pub fn registry(&self) -> &str {
@@ -265,5 +277,17 @@ mod tests {
     fn an_error_tells_what_was_wrong() {
         let error = "a:-x".parse::<ImageRef>().unwrap_err();
         assert_eq!(error.to_string(), r#"image reference "a:-x": the tag is not valid"#);
+    }
+
+    #[test]
+    fn a_short_name_may_be_at_any_registry_that_is_searched() {
+        let search = ["quay.io".to_owned(), "docker.io".to_owned()];
+        let names = |text: &str| -> Vec<String> {
+            ImageRef::candidates(text, &search).unwrap().iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(names("app"), ["quay.io/app:latest", "docker.io/library/app:latest"]);
+        assert_eq!(names("team/app:1"), ["quay.io/team/app:1", "docker.io/team/app:1"]);
+        assert_eq!(names("localhost/app"), ["localhost/app:latest"]);
+        assert!(ImageRef::candidates("UPPER", &search).is_err());
     }
 }

@@ -38,6 +38,8 @@ pub(crate) struct Inner {
     pub(crate) pins: Arc<Pins>,
     pub(crate) maker: Arc<Maker>,
     pub(crate) platform: Platform,
+    /// As in [`RegistryConfig::search`].
+    search: Vec<String>,
     /// For temporary files on the images' own file system.
     pub(crate) scratch: PathBuf,
     /// Pulls by reference and credentials: nobody gets an image on somebody else's password.
@@ -85,6 +87,7 @@ impl ImageStore {
             pins: Arc::default(),
             maker: Arc::new(Maker::new(layers, &config)),
             platform: config.platform.clone().unwrap_or_else(Platform::host),
+            search: config.search.clone(),
             registry: Arc::new(Registry::new(config)),
             scratch: dir,
             pulls: Jobs::default(),
@@ -103,7 +106,7 @@ impl ImageStore {
     /// # Errors
     /// [`ImageError::Ambiguous`] for the beginning of several ids, [`ImageError::Reference`] for what can be no name.
     pub fn resolve(&self, text: &str) -> Result<Option<Arc<Image>>> {
-        self.0.index.published().resolve(text)
+        self.0.index.published().resolve(text, &self.0.search)
     }
 
     /// Pulls an image. A tag is always resolved at the registry; a name with a digest that is complete here needs no network.
@@ -114,7 +117,26 @@ impl ImageStore {
     /// # Errors
     /// See [`ImageError`]; [`ImageError::is_registry_unavailable`] tells a registry that was away.
     pub async fn pull(&self, reference: &str, auth: Auth, progress: OnProgress<'_>) -> Result<Arc<Image>> {
-        let reference: ImageRef = reference.parse()?;
+        let mut candidates = ImageRef::candidates(reference, &self.0.search)?;
+        if candidates.len() == 1 {
+            return self.pull_one(candidates.remove(0), auth, progress).await;
+        }
+        let mut tried = Vec::with_capacity(candidates.len());
+        for candidate in candidates {
+            match self.pull_one(candidate, auth.clone(), progress).await {
+                Err(error) if error.lets_search_on() => tried.push(error),
+                done => return done,
+            }
+        }
+        Err(ImageError::ShortName { name: reference.to_owned(), tried })
+    }
+
+    async fn pull_one(
+        &self,
+        reference: ImageRef,
+        auth: Auth,
+        progress: OnProgress<'_>,
+    ) -> Result<Arc<Image>> {
         if let (Target::Digest(_), Some(image)) =
             (reference.target(), self.0.index.published().by_name(&reference))
         {

@@ -35,6 +35,29 @@ async fn a_tag_is_pulled_once_and_then_only_looked_at() {
 }
 
 #[tokio::test]
+async fn a_short_name_is_looked_for_where_the_operator_says() {
+    let (first, second) = (Fake::start().await, Fake::start().await);
+    let mut config = crate::content::config();
+    config.search = vec![first.host(), second.host()];
+    config.pinned = vec![format!("{}/team/*", second.host())];
+    let node = Node::with(config);
+    let image = TestImage::new(&[layer("a", 10)]);
+    image.publish(&second, "team/app", "v1");
+    let pulled = node.pull("team/app:v1").await.unwrap();
+    assert_eq!(pulled.repo_tags, [format!("{}/team/app:v1", second.host())]);
+    assert!(pulled.pinned);
+    assert_eq!(first.count("team/app/manifests"), 1);
+    assert_eq!(node.images.resolve("team/app:v1").unwrap().unwrap().id, pulled.id);
+
+    let refused = node.pull("team/other").await.unwrap_err();
+    let text = chain(&refused);
+    assert_eq!(refused.kind(), ErrorKind::NotFound, "{text}");
+    for host in [first.host(), second.host()] {
+        assert!(text.contains(&format!("{host}/team/other:latest")), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn a_registry_that_only_knows_get_is_asked_that() {
     let (fake, node) = (Fake::start().await, Node::new());
     let image = TestImage::new(&[layer("a", 10)]);
