@@ -202,6 +202,10 @@ pub(crate) struct Registry {
     pub(crate) progress_timeout: Duration,
     /// Layers of one image fetched at once, 1–32.
     pub(crate) layers_parallel: usize,
+    /// Where names without a registry are looked for, in order; not empty.
+    pub(crate) search: Vec<String>,
+    /// Images that a kubelet must not collect; `*` at the end stands for any rest.
+    pub(crate) pinned: Vec<String>,
 }
 
 /// Bounds that an operator may move.

@@ -10,7 +10,7 @@ use crisp_image::{ImageStore, RegistryConfig};
 use crisp_network::{BridgeConfig, Network, NetworkConfig};
 use crisp_snapshot::LayerStore;
 
-use crate::config::{Config, Handler};
+use crate::config::{Config, Handler, IpPreference};
 use crate::container::Container;
 use crate::dirs::Dirs;
 use crate::error::{Doing as _, Error, Result};
@@ -222,6 +222,8 @@ fn registry(config: &Config) -> RegistryConfig {
     registry.config_roots.clone_from(&config.registry.config_path);
     registry.progress_timeout = config.registry.progress_timeout;
     registry.layers_parallel = config.registry.layers_parallel;
+    registry.search.clone_from(&config.registry.search);
+    registry.pinned.clone_from(&config.registry.pinned);
     registry
 }
 
@@ -230,6 +232,13 @@ fn network(config: &Config, dirs: &Dirs) -> NetworkConfig {
     network.cni_conf_dir.clone_from(&config.cni.conf_dir);
     network.cni_bin_dirs.clone_from(&config.cni.bin_dirs);
     network.plugin_timeout = config.cni.plugin_timeout;
+    network.cni_networks_max = config.cni.max_networks;
+    network.cni_template.clone_from(&config.cni.template);
+    network.prefer = match config.cni.ip_preference {
+        IpPreference::Ipv4 => crisp_network::IpPreference::Ipv4,
+        IpPreference::Ipv6 => crisp_network::IpPreference::Ipv6,
+        IpPreference::Cni => crisp_network::IpPreference::Result,
+    };
     network.bridge = BridgeConfig {
         enabled: config.network.enabled,
         name: config.network.bridge.clone(),

@@ -133,6 +133,8 @@ struct RawRegistry {
     config_path: Key<Vec<PathBuf>>,
     progress_timeout: Key<String>,
     layers_parallel: Key<u64>,
+    search: Key<Vec<String>>,
+    pinned: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -346,11 +348,14 @@ impl Checker<'_> {
 
     fn registry(&self, raw: RawRegistry) -> Result<Registry, ConfigError> {
         let parallel = self.said("registry.layers_parallel", raw.layers_parallel, None, || 4);
+        let search = self.said("registry.search", raw.search, None, || vec!["docker.io".to_owned()]);
         let roots = &["/etc/containerd/certs.d", "/etc/docker/certs.d"];
         Ok(Registry {
             config_path: self.dirs("registry.config_path", raw.config_path, roots)?,
             progress_timeout: self.duration("registry.progress_timeout", raw.progress_timeout, "60s")?,
             layers_parallel: in_range(&parallel, &LAYERS_PARALLEL_RANGE)?,
+            search: check_search(&search)?,
+            pinned: raw.pinned.unwrap_or_default(),
         })
     }
 
@@ -524,6 +529,16 @@ fn check_log(said: &Said<String>) -> Result<String, ConfigError> {
     match tracing_subscriber::EnvFilter::try_new(&said.value) {
         Ok(_) => Ok(said.value.clone()),
         Err(error) => Err(said.refuse(format!("{:?} is not a log level or filter: {error}", said.value))),
+    }
+}
+
+/// Host names; what they mean is checked when a name is looked for.
+fn check_search(said: &Said<Vec<String>>) -> Result<Vec<String>, ConfigError> {
+    let is_host = |name: &String| name.contains(['.', ':']) && !name.contains(['/', '@', ' ']) || name == "localhost";
+    match said.value.iter().find(|name| !is_host(name)) {
+        Some(name) => Err(said.refuse(format!("{name:?} is not the name of a registry, such as \"docker.io\""))),
+        None if said.value.is_empty() => Err(said.refuse("at least one registry must be searched")),
+        None => Ok(said.value.clone()),
     }
 }
 
