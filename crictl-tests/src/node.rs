@@ -49,6 +49,8 @@ pub struct Options {
     pub root_bytes: Option<u64>,
     /// A CNI configuration list put into the node's folder.
     pub cni: Option<String>,
+    /// Added to the section `[cni]` of the configuration file.
+    pub cni_more: String,
     /// Added to the configuration file.
     pub more: String,
     /// Folder on a disk for what survives a reboot; the memory file system of the run without it.
@@ -441,10 +443,10 @@ fn config(dir: &Path, number: u8, options: &Options) -> String {
     let log = if options.log.is_empty() { "info" } else { &options.log };
     format!(
         "listen = \"{dir}/crisp.sock\"\nroot = \"{dir}/root\"\nstate = \"{dir}/state\"\nlog = \"{log}\"\n\
-         cgroup_parent = \"/crisp{number}\"\n\n[cni]\nconf_dir = \"{dir}/cni\"\nbin_dirs = [\"/usr/lib/cni\"]\n\n\
+         cgroup_parent = \"/crisp{number}\"\n\n[cni]\nconf_dir = \"{dir}/cni\"\nbin_dirs = [\"/usr/lib/cni\"]\n{}\n\n\
          [registry]\nconfig_path = [\"{dir}/certs.d\"]\n\n\
          [network]\nbridge = \"ct{number}\"\nsubnet = \"10.77.{number}.0/24\"\n{}\n",
-        options.more
+        options.cni_more, options.more
     )
 }
 
