@@ -30,6 +30,7 @@ mod lsm;
 mod metrics;
 mod nri;
 mod pod;
+mod quantity;
 mod recovery;
 mod server;
 mod stats;

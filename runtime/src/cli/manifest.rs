@@ -5,7 +5,6 @@ mod container;
 mod dns;
 mod expand;
 mod plan;
-mod quantity;
 #[cfg(test)]
 mod tests;
 mod types;

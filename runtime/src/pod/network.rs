@@ -7,6 +7,7 @@ use crisp_network::{Bandwidth, Dns, PortMapping, Protocol};
 use crisp_proto::cri::{self, DnsConfig};
 
 use crate::error::{Error, Result};
+use crate::quantity::Quantity;
 
 /// Annotation: bits per second into the pod, a Kubernetes quantity.
 const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
@@ -68,23 +69,10 @@ pub(super) fn bandwidth(annotations: &HashMap<String, String>) -> Result<Option<
 }
 
 fn bits_per_second(key: &str, text: &str) -> Result<u64> {
-    let wrong = || Error::Invalid(format!("annotation {key} {text:?} is no quantity between 1k and 1P"));
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let factor: u64 = match &text[digits.len()..] {
-        "" => 1,
-        "k" => 1_000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        "T" => 1_000_000_000_000,
-        "P" => 1_000_000_000_000_000,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
-        "Ti" => 1 << 40,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = digits.parse().map_err(|_not_a_number| wrong())?;
-    number.checked_mul(factor).filter(|rate| BANDWIDTH.contains(rate)).ok_or_else(wrong)
+    let parsed = text.parse::<Quantity>().ok().and_then(|rate| u64::try_from(rate.units()).ok());
+    parsed
+        .filter(|rate| BANDWIDTH.contains(rate))
+        .ok_or_else(|| Error::Invalid(format!("annotation {key} {text:?} is no quantity between 1k and 1P")))
 }
 
 #[cfg(test)]
@@ -114,9 +102,12 @@ mod tests {
     #[test]
     fn bandwidths_are_quantities_in_bounds() {
         let limits = |text: &str| bandwidth(&HashMap::from([(INGRESS.to_owned(), text.to_owned())]));
-        assert_eq!(limits("10M").unwrap().unwrap().ingress_bits_per_second, Some(10_000_000));
+        let good = [("10M", 10_000_000), ("1k", 1000), ("1.5M", 1_500_000), ("1Ki", 1024), ("1e6", 1_000_000), ("1P", 10u64.pow(15))];
+        for (text, expected) in good {
+            assert_eq!(limits(text).unwrap().unwrap().ingress_bits_per_second, Some(expected), "{text}");
+        }
         assert_eq!(bandwidth(&HashMap::new()).unwrap(), None);
-        for bad in ["", "1", "2P", "M", "1.5M", "-1k", "10 M", "99999999999999999999k"] {
+        for bad in ["", "1", "2P", "M", "-1k", "10 M", "999", "1E", "99999999999999999999k"] {
             assert!(limits(bad).is_err(), "{bad}");
         }
     }

@@ -8,7 +8,7 @@ use crisp_spec::{DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS};
 use super::ManifestError;
 use super::expand::expand;
 use super::plan::{PodContext, groups, groups_policy, namespaces, profile, selinux};
-use super::quantity::Quantity;
+use crate::quantity::Quantity;
 use super::types::{Container, ContainerSecurityContext, EnvVar, ProcMount, Resources, RestartPolicy};
 use super::volumes::plan_mounts;
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny};
 
-use super::quantity::Quantity;
+use crate::quantity::Quantity;
 
 /// A field of Kubernetes that we only notice.
 #[derive(Debug, Clone, Copy)]
