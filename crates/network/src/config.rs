@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Networks of one pod.
-pub const NETWORKS_MAX: usize = 32;
+pub const NETWORKS_MAX: usize = 16;
 
 /// What [`crate::Network::open`] needs to know.
 #[derive(Debug, Clone)]

@@ -376,7 +376,7 @@ fn several_networks_have_an_interface_each_and_are_left_in_reverse() {
             Network::open(config)
         };
         assert_eq!(open(0).unwrap_err().kind(), ErrorKind::Invalid);
-        assert_eq!(open(33).unwrap_err().kind(), ErrorKind::Invalid);
+        assert_eq!(open(17).unwrap_err().kind(), ErrorKind::Invalid);
         let network = open(2).unwrap();
         let request = own_namespace(dir);
         let attachment = network.attach(&request).unwrap();
