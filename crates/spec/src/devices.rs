@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 
 use crate::error::SpecError;
-use crate::input::{ContainerInput, DeviceAccess, DeviceKind, DeviceNode, DeviceRequest, Privilege};
+use crate::input::{
+    BindMount, ContainerInput, DeviceAccess, DeviceKind, DeviceNode, DeviceRequest, MountAccess, MountOption,
+    Privilege, Propagation,
+};
 
 /// Device nodes of one container.
 const DEVICES_MAX: usize = 8192;
@@ -71,7 +74,7 @@ pub fn resolve(requests: &[DeviceRequest]) -> Result<Vec<DeviceNode>, SpecError>
         if metadata.is_dir() {
             walk(&host, &inside, DEPTH_MAX, &request.access, &mut nodes)?;
         } else {
-            let node = node(&metadata, inside, &request.access);
+            let node = node(&metadata, &host, inside, &request.access);
             nodes.push(node.ok_or_else(|| SpecError::NotADevice(request.host_path.clone()))?);
         }
         bounded(&nodes)?;
@@ -120,7 +123,7 @@ fn walk(
             if !top_view && depth > 1 {
                 walk(&entry.path(), &inside.join(&name), depth - 1, access, nodes)?;
             }
-        } else if let Some(node) = node(&metadata, inside.join(&name), access) {
+        } else if let Some(node) = node(&metadata, &entry.path(), inside.join(&name), access) {
             nodes.push(node);
         }
         bounded(nodes)?;
@@ -128,7 +131,7 @@ fn walk(
     Ok(())
 }
 
-fn node(metadata: &fs::Metadata, path: PathBuf, access: &DeviceAccess) -> Option<DeviceNode> {
+fn node(metadata: &fs::Metadata, host: &Path, path: PathBuf, access: &DeviceAccess) -> Option<DeviceNode> {
     let file_type = metadata.file_type();
     let kind = if file_type.is_char_device() {
         DeviceKind::Char
@@ -139,6 +142,7 @@ fn node(metadata: &fs::Metadata, path: PathBuf, access: &DeviceAccess) -> Option
     };
     let rdev = metadata.rdev();
     Some(DeviceNode {
+        host: host.to_owned(),
         path,
         kind,
         major: rustix::fs::major(rdev),
@@ -150,14 +154,38 @@ fn node(metadata: &fs::Metadata, path: PathBuf, access: &DeviceAccess) -> Option
     })
 }
 
-/// Nodes for the specification. The standard ones are every handler's own business.
+/// Nodes for the specification. The standard ones are every handler's own business. No node can be made in a user namespace, so
+/// there they are mounts ([`as_mounts`]): handlers would bind the host's node of the *container's* path.
 pub(crate) fn nodes(input: &ContainerInput) -> Option<Vec<LinuxDevice>> {
+    if input.sandbox.user.is_some() {
+        return None;
+    }
     let mut seen = std::collections::HashSet::new();
     // The last request for a path counts.
     let mut nodes: Vec<LinuxDevice> =
         input.devices.iter().rev().filter(|node| seen.insert(&node.path)).map(to_oci).collect();
     nodes.reverse();
     (!nodes.is_empty()).then_some(nodes)
+}
+
+/// Device nodes as binds of the host's nodes, for a container in a user namespace.
+pub(crate) fn as_mounts(nodes: &[DeviceNode]) -> Vec<BindMount> {
+    let mut seen = std::collections::HashSet::new();
+    let last = nodes.iter().rev().filter(|node| seen.insert(&node.path));
+    let mut mounts: Vec<BindMount> = last.map(as_mount).collect();
+    mounts.reverse();
+    mounts
+}
+
+fn as_mount(node: &DeviceNode) -> BindMount {
+    BindMount {
+        source: node.host.clone(),
+        destination: node.path.display().to_string(),
+        access: MountAccess::ReadWrite,
+        propagation: Propagation::Private,
+        options: vec![MountOption::NoSuid, MountOption::NoExec],
+        ids: None,
+    }
 }
 
 fn to_oci(node: &DeviceNode) -> LinuxDevice {
@@ -246,6 +274,17 @@ mod tests {
         assert!(all.iter().any(|node| node.path == Path::new("/dev/null")));
         assert!(
             all.iter().all(|node| !node.path.starts_with("/dev/pts") && !node.path.starts_with("/dev/shm"))
+        );
+    }
+
+    #[test]
+    fn devices_can_be_mounts_and_the_last_of_a_path_counts() {
+        let nodes = resolve(&[request("/dev/null", "/dev/a"), request("/dev/zero", "/dev/a")]).unwrap();
+        let mounts = as_mounts(&nodes);
+        assert_eq!(mounts.len(), 1);
+        assert_eq!(
+            (mounts[0].source.as_path(), mounts[0].destination.as_str()),
+            (Path::new("/dev/zero"), "/dev/a")
         );
     }
 

@@ -49,11 +49,13 @@ pub(crate) fn input() -> ContainerInput {
                 ipc: Namespace::Join(run.join("ns/ipc")),
                 uts: Namespace::Join(run.join("ns/uts")),
             },
+            user: None,
             shm: Shm::Bind(run.join("shm")),
             files: SandboxFiles {
                 hostname: Some(run.join("hostname")),
                 hosts: Some(run.join("hosts")),
                 resolv_conf: Some(run.join("resolv.conf")),
+                sys: None,
             },
         },
         host: host(),
@@ -71,6 +73,7 @@ pub(crate) fn input() -> ContainerInput {
             access: MountAccess::ReadWrite,
             propagation: Propagation::Private,
             options: Vec::new(),
+            ids: None,
         }],
         devices: Vec::new(),
         seccomp: None,
@@ -102,6 +105,7 @@ fn privileged() -> ContainerInput {
     input.user = ResolvedUser::root();
     input.seccomp = Some(oci_spec::runtime::LinuxSeccomp::default());
     input.devices = vec![DeviceNode {
+        host: "/dev/kvm".into(),
         path: "/dev/kvm".into(),
         kind: DeviceKind::Char,
         major: 10,
@@ -149,6 +153,17 @@ fn unified() -> ContainerInput {
     input
 }
 
+fn user_namespace() -> ContainerInput {
+    let mut input = host_namespaces();
+    let ids = crisp_sys::userns::IdMap::shifted(65_536, 3);
+    input.sandbox.user = Some(UserNamespace { path: "/run/crisp/pods/p/ns/user".into(), ids });
+    input.sandbox.namespaces.pid = Namespace::New;
+    input.sandbox.files.sys = Some("/sys".into());
+    input.mounts[0].ids = Some(crisp_sys::userns::IdMap::shifted(65_536, 3));
+    input.devices = privileged().devices;
+    input
+}
+
 /// JSON with sorted sets: those of capabilities have no order.
 fn canonical(spec: &Spec) -> Value {
     let mut value = serde_json::to_value(spec).unwrap();
@@ -165,6 +180,7 @@ fn specifications_are_as_recorded() {
         ("privileged", privileged()),
         ("host_namespaces", host_namespaces()),
         ("unified", unified()),
+        ("user_namespace", user_namespace()),
     ];
     for (name, input) in cases {
         let got = canonical(&build(&input).unwrap());

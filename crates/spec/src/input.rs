@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use crisp_domain::ContainerId;
+use crisp_sys::userns::IdMap;
 use oci_spec::runtime::LinuxSeccomp;
 use serde::{Deserialize, Serialize};
 
@@ -161,8 +162,22 @@ pub struct NamespaceRequest {
     pub pid: NamespaceMode,
     /// POD, CONTAINER or NODE.
     pub ipc: NamespaceMode,
+    /// POD, NODE or nothing said.
+    pub user: UserNamespaceRequest,
     /// Container id, for [`NamespaceMode::Target`].
     pub target_id: Option<String>,
+}
+
+/// Which user namespace was asked for. It is the sandbox's that counts; a container must not ask for another one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum UserNamespaceRequest {
+    /// Nothing was said: the sandbox's.
+    #[default]
+    Unset,
+    /// The host's.
+    Node,
+    /// The pod's, which has these ids.
+    Pod(IdMap),
 }
 
 /// One namespace's mode.
@@ -233,6 +248,8 @@ pub struct MountRequest {
     pub propagation: Propagation,
     /// More options of the bind mount.
     pub options: Vec<MountOption>,
+    /// The ids that its files show with, where the request gives some.
+    pub ids: Option<IdMap>,
 }
 
 /// Where a mount comes from.
@@ -303,6 +320,8 @@ pub struct BindMount {
     pub propagation: Propagation,
     /// More options of the bind mount.
     pub options: Vec<MountOption>,
+    /// As requested, for the mount's mappings in the specification.
+    pub ids: Option<IdMap>,
 }
 
 /// A CRI device as requested.
@@ -323,6 +342,8 @@ pub struct DeviceAccess(pub(crate) String);
 /// A device node that exists on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceNode {
+    /// The node on this machine.
+    pub host: PathBuf,
     /// Where it appears in the container.
     pub path: PathBuf,
     /// Character or block.
@@ -416,10 +437,21 @@ pub struct SandboxFacts {
     pub hostname: String,
     /// Namespaces, after the request's modes were turned into paths.
     pub namespaces: Namespaces,
+    /// The pod's user namespace.
+    pub user: Option<UserNamespace>,
     /// `/dev/shm`.
     pub shm: Shm,
     /// Host paths of the files that the runtime provides.
     pub files: SandboxFiles,
+}
+
+/// A pinned user namespace that containers join.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserNamespace {
+    /// Pinned file.
+    pub path: PathBuf,
+    /// Its ids.
+    pub ids: IdMap,
 }
 
 /// One answer per kind of namespace; mount is always the container's own, cgroup follows from [`HostFacts`].
@@ -464,6 +496,8 @@ pub struct SandboxFiles {
     pub hosts: Option<PathBuf>,
     /// `/etc/resolv.conf`.
     pub resolv_conf: Option<PathBuf>,
+    /// `/sys`, shown read-only in place of a sysfs, which a user namespace may mount for a network of its own only.
+    pub sys: Option<PathBuf>,
 }
 
 /// Facts of this machine. [`crate::host::probe`] reads them.

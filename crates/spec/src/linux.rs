@@ -2,7 +2,11 @@
 
 use std::collections::HashMap;
 
-use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, Root, Spec};
+use crisp_sys::userns::IdRange;
+use oci_spec::runtime::{
+    Linux, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespace, LinuxNamespaceType, LinuxResources, Root,
+    Spec,
+};
 
 use crate::error::SpecError;
 use crate::input::{
@@ -82,6 +86,9 @@ fn linux(input: &ContainerInput) -> Result<Linux, SpecError> {
         .set_resources(Some(limits(input)?))
         .set_cgroups_path(Some(input.cgroups_path.clone()))
         .set_namespaces(Some(namespaces(input)))
+        // Beside the namespace's path: programs take the owner of what they make from here.
+        .set_uid_mappings(input.sandbox.user.as_ref().and_then(|user| mappings(&user.ids.uids)))
+        .set_gid_mappings(input.sandbox.user.as_ref().and_then(|user| mappings(&user.ids.gids)))
         .set_devices(devices::nodes(input))
         .set_rootfs_propagation(mounts::root_propagation(input))
         .set_masked_paths(masked)
@@ -103,7 +110,9 @@ fn namespaces(input: &ContainerInput) -> Vec<LinuxNamespace> {
     // On v1 a private view of a dozen hierarchies buys nothing; a privileged container manages the host's.
     let cgroup =
         if input.host.cgroup == CgroupVersion::V2 && private { Namespace::New } else { Namespace::Host };
+    let user = own_user(input);
     let all = [
+        (LinuxNamespaceType::User, &user),
         (LinuxNamespaceType::Mount, &Namespace::New),
         (LinuxNamespaceType::Network, &own.network),
         (LinuxNamespaceType::Ipc, &own.ipc),
@@ -112,6 +121,19 @@ fn namespaces(input: &ContainerInput) -> Vec<LinuxNamespace> {
         (LinuxNamespaceType::Cgroup, &cgroup),
     ];
     all.into_iter().filter_map(|(kind, from)| namespace(kind, from)).collect()
+}
+
+fn own_user(input: &ContainerInput) -> Namespace {
+    input.sandbox.user.as_ref().map_or(Namespace::Host, |user| Namespace::Join(user.path.clone()))
+}
+
+pub(crate) fn mappings(ranges: &[IdRange]) -> Option<Vec<LinuxIdMapping>> {
+    let mapping = |range: &IdRange| {
+        let builder = LinuxIdMappingBuilder::default().container_id(range.inside).host_id(range.outside);
+        // All members are given, so it builds.
+        builder.size(range.length).build().ok()
+    };
+    (!ranges.is_empty()).then(|| ranges.iter().filter_map(mapping).collect())
 }
 
 fn namespace(kind: LinuxNamespaceType, from: &Namespace) -> Option<LinuxNamespace> {

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use crisp_sys::userns::IdMap;
 use oci_spec::runtime::Mount;
 
 use crate::error::SpecError;
@@ -18,6 +19,8 @@ use crate::propagation::MountTable;
 const MOUNTS_MAX: usize = 4096;
 /// Bytes of a path, `PATH_MAX` of the kernel.
 const PATH_BYTES_MAX: usize = 4095;
+/// Group of terminals, as systems agree on it.
+const TTY_GID: u32 = 5;
 /// Mode of a directory that is made because a mount's source was missing.
 const MISSING_SOURCE_MODE: u32 = 0o755;
 
@@ -71,8 +74,8 @@ fn resolve_one(
     if let Some(table) = table {
         table.check(&source, request.propagation)?;
     }
-    let MountRequest { access, propagation, ref options, .. } = *request;
-    Ok(BindMount { source, destination, access, propagation, options: options.clone() })
+    let MountRequest { access, propagation, ref options, ref ids, .. } = *request;
+    Ok(BindMount { source, destination, access, propagation, options: options.clone(), ids: ids.clone() })
 }
 
 fn find_source(path: &Path, missing: MissingSource) -> io::Result<PathBuf> {
@@ -133,9 +136,11 @@ pub fn replace_dev(mounts: &[BindMount]) -> bool {
 
 /// All mounts, parents before what lies below them.
 pub(crate) fn list(input: &ContainerInput) -> Result<Vec<Mount>, SpecError> {
+    let devices = input.sandbox.user.as_ref().map(|_| crate::devices::as_mounts(&input.devices));
     let binds: Vec<(String, &BindMount)> = input
         .mounts
         .iter()
+        .chain(devices.iter().flatten())
         .map(|bind| Ok((clean(&bind.destination)?, bind)))
         .collect::<Result<_, SpecError>>()?;
     let own_dev = binds.iter().any(|(destination, _)| destination == "/dev");
@@ -146,7 +151,12 @@ pub(crate) fn list(input: &ContainerInput) -> Result<Vec<Mount>, SpecError> {
     mounts.extend(sandbox_files(input));
     mounts.retain(|(destination, _)| !replaced(destination));
     for (destination, bind) in &binds {
-        let mount = bind_mount(&bind.source, destination, bind_options(bind)?);
+        let mut mount = bind_mount(&bind.source, destination, bind_options(bind)?);
+        if let Some(ids) = &bind.ids {
+            mount
+                .set_uid_mappings(crate::linux::mappings(&ids.uids))
+                .set_gid_mappings(crate::linux::mappings(&ids.gids));
+        }
         mounts.push((destination.clone(), mount));
     }
     mounts.sort_by_key(|(destination, _)| destination.matches('/').count());
@@ -178,20 +188,33 @@ fn defaults(input: &ContainerInput) -> Vec<Placed> {
     if input.host.cgroup == CgroupVersion::V2 && input.config.security.privilege == Privilege::Privileged {
         cgroup.extend(input.host.cgroup2_options.iter().map(String::as_str));
     }
-    let pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
+    let mut pts = vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
+    if input.sandbox.user.as_ref().is_none_or(|user| maps(&user.ids, TTY_GID)) {
+        pts.push("gid=5");
+    }
     let shm_size = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
     vec![
         special("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         special("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         special("/dev/pts", "devpts", "devpts", &pts),
         special("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        special("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", kernel]),
+        match &input.sandbox.files.sys {
+            Some(source) => {
+                placed("/sys", source, &["rbind", "rprivate", "rnosuid", "rnoexec", "rnodev", "rro"])
+            }
+            None => special("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", kernel]),
+        },
         special("/sys/fs/cgroup", "cgroup", "cgroup", &cgroup),
         match &input.sandbox.shm {
             Shm::Bind(source) => placed("/dev/shm", source, &["rbind", "rprivate", "rw"]),
             Shm::Private => special("/dev/shm", "tmpfs", "shm", &shm_size),
         },
     ]
+}
+
+/// Whether a group is one in the namespace.
+fn maps(ids: &IdMap, gid: u32) -> bool {
+    ids.gids.iter().any(|range| gid.checked_sub(range.inside).is_some_and(|at| at < range.length))
 }
 
 fn sandbox_files(input: &ContainerInput) -> Vec<Placed> {

@@ -8,6 +8,7 @@ fn request(source: &Path, destination: &str) -> MountRequest {
         access: MountAccess::ReadWrite,
         propagation: Propagation::Private,
         options: Vec::new(),
+        ids: None,
     }
 }
 
@@ -18,6 +19,7 @@ fn bind(destination: &str) -> BindMount {
         access: MountAccess::ReadWrite,
         propagation: Propagation::Private,
         options: Vec::new(),
+        ids: None,
     }
 }
 
