@@ -96,6 +96,8 @@ async fn serve_until(
         .add_service(admin::service(daemon))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
             stop.await;
+            // Streams without an end would keep the server until its grace is over.
+            daemon.events.close();
             let _server_is_waiting = started.send(());
         });
     let patience = async {

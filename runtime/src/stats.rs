@@ -1,16 +1,17 @@
 //! Resource use of containers and pods: one collector reads each file of a cgroup once per request, for all who ask.
 //!
 //! ```text
-//! request ─▶ of_containers ─▶ one blocking thread: cgroup files, link counters ─▶ message (pure) ─▶ CRI
+//! request ─▶ of_containers ─▶ one or two blocking threads: cgroup files, link counters ─▶ message (pure) ─▶ CRI
 //!               │                    └▶ samples (pure): CPU time now and a second ago give nano cores
 //!               └▶ layers: sizes of writable layers, walked on another thread, kept for a while
 //! ```
 //! Nothing runs while nobody asks: the sampler ends a minute after the last request.
 
-mod layers;
+pub(crate) mod layers;
 mod message;
 mod samples;
 
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -37,11 +38,17 @@ const SAMPLE_PERIOD: Duration = Duration::from_secs(1);
 /// How long after a request the sampler goes on.
 const SAMPLE_AFTER_REQUEST: Duration = Duration::from_secs(60);
 
+/// Threads that read for one request.
+const READERS: usize = 2;
+/// Fewer things than this are read on one thread.
+const SHARED_FROM: usize = 16;
+
 /// What is kept between requests.
 #[derive(Debug, Default)]
 pub(crate) struct Collector {
     cpu: Mutex<Samples>,
     layers: Arc<Layers>,
+    pub(crate) metrics: crate::metrics::Kept,
     sampler: Mutex<Sampler>,
     /// A route socket serves one dump at a time.
     links: Mutex<()>,
@@ -122,7 +129,31 @@ pub(crate) async fn of_containers(
     let running: Vec<_> = containers.into_iter().filter(|container| runs(container)).collect();
     let layers = measure(daemon, &running).await;
     let daemon = Arc::clone(daemon);
-    blocking::run(move || Ok(collect_containers(&daemon, &running, &layers))).await
+    let measured = running.into_iter().zip(layers).collect();
+    read_each(measured, move |(container, layer)| collect_container(&daemon, container, *layer)).await
+}
+
+/// What `read` makes of each thing, in their order, on [`READERS`] blocking threads when there are many.
+pub(crate) async fn read_each<T, R>(
+    mut things: Vec<T>,
+    read: impl Fn(&T) -> Option<R> + Send + Sync + 'static,
+) -> Result<Vec<R>>
+where
+    T: Send + 'static,
+    R: Send + 'static,
+{
+    let readers = if things.len() < SHARED_FROM { 1 } else { READERS };
+    let share = things.len().div_ceil(readers);
+    let read = Arc::new(read);
+    let mut reading = Vec::new();
+    while !things.is_empty() {
+        let rest = things.split_off(share.min(things.len()));
+        let (share, read) = (std::mem::replace(&mut things, rest), Arc::clone(&read));
+        reading.push(blocking::run(move || {
+            Ok(share.iter().filter_map(|thing| read(thing)).collect::<Vec<_>>())
+        }));
+    }
+    Ok(futures_util::future::try_join_all(reading).await?.into_iter().flatten().collect())
 }
 
 /// PodSandboxStats: of the pod's own cgroup, its interfaces and its running containers.
@@ -141,16 +172,40 @@ pub(crate) async fn of_pod(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<cri::
 /// Never for a single pod's sake.
 pub(crate) async fn of_pods(daemon: &Arc<Daemon>, pods: Vec<Arc<Pod>>) -> Result<Vec<cri::PodSandboxStats>> {
     keep_sampling(daemon);
-    let ready: Vec<_> = pods.into_iter().filter(|pod| pod.state() == PodState::Ready).collect();
-    let mut running: Vec<_> = daemon.containers.visible();
-    running.retain(|container| runs(container) && ready.iter().any(|pod| pod.id == container.pod.id));
-    let layers = measure(daemon, &running).await;
+    let ready = ready_pods(daemon, pods).await;
     let daemon = Arc::clone(daemon);
-    blocking::run(move || Ok(collect_pods(&daemon, &ready, &running, &layers))).await
+    read_each(ready, move |pod| collect_pod(&daemon, pod)).await
+}
+
+/// A pod and its running containers, with what their writable layers occupy.
+pub(crate) struct ReadyPod {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) containers: Vec<Measured>,
+}
+
+/// A running container and what its writable layer occupies.
+pub(crate) type Measured = (Arc<Container>, Option<LayerUsage>);
+
+/// Those of `pods` that are ready, in their order.
+pub(crate) async fn ready_pods(daemon: &Daemon, pods: Vec<Arc<Pod>>) -> Vec<ReadyPod> {
+    let mut ready: Vec<_> = pods.into_iter().filter(|pod| pod.state() == PodState::Ready).collect();
+    let ids: HashSet<&str> = ready.iter().map(|pod| pod.id.as_str()).collect();
+    let mut running = daemon.containers.visible();
+    running.retain(|container| ids.contains(container.pod.id.as_str()) && runs(container));
+    drop(ids);
+    let layers = measure(daemon, &running).await;
+    let mut by_pod: HashMap<String, Vec<Measured>> = HashMap::new();
+    for (container, layer) in running.into_iter().zip(layers) {
+        by_pod.entry(container.pod.id.to_string()).or_default().push((container, layer));
+    }
+    ready
+        .drain(..)
+        .map(|pod| ReadyPod { containers: by_pod.remove(pod.id.as_str()).unwrap_or_default(), pod })
+        .collect()
 }
 
 /// The process that a running container's numbers belong to.
-fn running_init(container: &Container) -> Option<(i32, u64)> {
+pub(crate) fn running_init(container: &Container) -> Option<(i32, u64)> {
     match container.state() {
         ContainerState::Running { pid, start_time_ticks, .. } => Some((pid, start_time_ticks)),
         ContainerState::Creating
@@ -181,7 +236,7 @@ struct Counted {
 }
 
 fn count_cgroup(daemon: &Daemon, id: &str, cgroup: &Cgroup) -> Result<Counted> {
-    let stats = cgroup.stats().doing("read the cgroup's statistics")?;
+    let stats = cgroup.usage().doing("read the cgroup's statistics")?;
     let nano_cores = daemon.stats.nano_cores(id, &stats, Instant::now());
     Ok(Counted { stats, nano_cores, at: Timestamp::now() })
 }
@@ -222,35 +277,25 @@ fn container_message(
     }
 }
 
-fn collect_containers(
+fn collect_container(
     daemon: &Daemon,
-    running: &[Arc<Container>],
-    layers: &[Option<LayerUsage>],
-) -> Vec<cri::ContainerStats> {
-    let each = running.iter().zip(layers);
-    each.filter_map(|(container, layer)| match count(daemon, container) {
-        Ok(counted) => Some(container_message(daemon, container, Some(counted?), *layer)),
+    container: &Container,
+    layer: Option<LayerUsage>,
+) -> Option<cri::ContainerStats> {
+    match count(daemon, container) {
+        Ok(counted) => Some(container_message(daemon, container, Some(counted?), layer)),
         Err(error) => {
             tracing::debug!(container_id = %container.id, %error, "container left out of the statistics");
             None
         }
-    })
-    .collect()
+    }
 }
 
-fn collect_pods(
-    daemon: &Daemon,
-    ready: &[Arc<Pod>],
-    running: &[Arc<Container>],
-    layers: &[Option<LayerUsage>],
-) -> Vec<cri::PodSandboxStats> {
-    let one = |pod: &Arc<Pod>| {
-        let (own, sizes): (Vec<_>, Vec<_>) =
-            running.iter().cloned().zip(layers).filter(|(container, _)| container.pod.id == pod.id).unzip();
-        let message = pod_message(daemon, pod, collect_containers(daemon, &own, &sizes));
-        (pod.state() == PodState::Ready).then_some(message)
-    };
-    ready.iter().filter_map(one).collect()
+fn collect_pod(daemon: &Daemon, ready: &ReadyPod) -> Option<cri::PodSandboxStats> {
+    let containers = ready.containers.iter();
+    let containers = containers.filter_map(|(container, layer)| collect_container(daemon, container, *layer));
+    let message = pod_message(daemon, &ready.pod, containers.collect());
+    (ready.pod.state() == PodState::Ready).then_some(message)
 }
 
 fn pod_message(daemon: &Daemon, pod: &Pod, containers: Vec<cri::ContainerStats>) -> cri::PodSandboxStats {
@@ -273,11 +318,17 @@ fn pod_message(daemon: &Daemon, pod: &Pod, containers: Vec<cri::ContainerStats>)
 
 fn count_pod(daemon: &Daemon, pod: &Pod) -> Result<Counted> {
     let cgroup = daemon.cgroups.open(&pod.cgroup_path()?);
-    count_cgroup(daemon, pod.id.as_str(), &cgroup)
+    let mut counted = count_cgroup(daemon, pod.id.as_str(), &cgroup)?;
+    if counted.stats.pids.is_none() {
+        // No controller counts them.
+        let processes = cgroup.processes().doing("list the pod's processes")?;
+        counted.stats.pids = u64::try_from(processes.len()).ok();
+    }
+    Ok(counted)
 }
 
 /// `None` on the host's network.
-fn read_links(daemon: &Daemon, pod: &Pod) -> Result<Option<(Vec<InterfaceStats>, Timestamp)>> {
+pub(crate) fn read_links(daemon: &Daemon, pod: &Pod) -> Result<Option<(Vec<InterfaceStats>, Timestamp)>> {
     let Some(socket) = pod.netlink() else { return Ok(None) };
     let _one_dump_at_a_time = lock(&daemon.stats.links);
     let links = crisp_network::interface_stats(socket.as_fd()).doing("read the pod's interfaces")?;
@@ -285,7 +336,7 @@ fn read_links(daemon: &Daemon, pod: &Pod) -> Result<Option<(Vec<InterfaceStats>,
 }
 
 /// One group of numbers that fails does not take the others with it.
-fn or_unset<T>(pod: &Pod, read: Result<T>) -> Option<T> {
+pub(crate) fn or_unset<T>(pod: &Pod, read: Result<T>) -> Option<T> {
     read.inspect_err(|error| tracing::debug!(pod_id = %pod.id, %error, "left out of the pod's statistics"))
         .ok()
 }

@@ -13,7 +13,7 @@ use crate::container::{self, ContainerRecord};
 use crate::pod::state::PodState;
 use crate::pod::{self, PodRecord};
 
-fn sandbox_state(state: PodState) -> PodSandboxState {
+pub(crate) fn sandbox_state(state: PodState) -> PodSandboxState {
     match state {
         PodState::Ready => PodSandboxState::SandboxReady,
         PodState::Creating | PodState::Stopping | PodState::NotReady => PodSandboxState::SandboxNotready,

@@ -31,14 +31,6 @@ impl Images {
         Self { daemon }
     }
 
-    fn list(&self, filter: &str) -> Result<Vec<crisp_proto::cri::Image>> {
-        if filter.is_empty() {
-            return Ok(self.daemon.images.list().iter().map(|image| convert::image(image)).collect());
-        }
-        let found = self.resolve(filter)?;
-        Ok(found.iter().map(|image| convert::image(image)).collect())
-    }
-
     /// What could be a name or an id, but is none of ours, is absent rather than wrong.
     fn resolve(&self, text: &str) -> Result<Option<Arc<Image>>> {
         self.daemon.images.resolve(text).doing("look the image up")
@@ -107,9 +99,11 @@ fn auth(auth: Option<&AuthConfig>) -> Result<Auth> {
 #[tonic::async_trait]
 impl ImageService for Images {
     async fn list_images(&self, request: Request<ListImagesRequest>) -> Answer<ListImagesResponse> {
-        let filter = request.into_inner().filter.and_then(|filter| filter.image).unwrap_or_default().image;
-        let images = self.list(&filter).map_err(|error| status(&error))?;
-        Ok(Response::new(ListImagesResponse { images }))
+        let found = super::lists::select_images(&self.daemon, request.into_inner().filter);
+        let found = found.map_err(|error| status(&error))?;
+        Ok(Response::new(ListImagesResponse {
+            images: found.iter().map(|image| convert::image(image)).collect(),
+        }))
     }
 
     type StreamImagesStream = super::lists::Batches<StreamImagesResponse>;

@@ -9,6 +9,7 @@ mod runtime_service;
 mod status;
 
 pub(crate) use container_config as config;
+pub(crate) use convert::{container_status, sandbox_status};
 pub(crate) use image_service::{encoding, filesystem, pull_error};
 pub(crate) use status::status;
 

@@ -61,44 +61,6 @@ impl Runtime {
         self.daemon.containers.get(id)
     }
 
-    fn list_pods(&self, filter: Option<PodSandboxFilter>) -> Result<Vec<PodSandbox>> {
-        let filter = filter.unwrap_or_default();
-        let pods = match filter.id.as_str() {
-            "" => self.daemon.pods.visible(),
-            id => self.daemon.pods.find(id)?.into_iter().collect(),
-        };
-        let items = pods.iter().map(|pod| convert::sandbox(&pod.record()));
-        let state = filter.state.map(|state| state.state);
-        Ok(items
-            .filter(|item| state.is_none_or(|state| item.state == state))
-            .filter(|item| selected(&item.labels, &filter.label_selector))
-            .collect())
-    }
-
-    fn list_containers(&self, filter: Option<ContainerFilter>) -> Result<Vec<crisp_proto::cri::Container>> {
-        let filter = filter.unwrap_or_default();
-        let state = filter.state.as_ref().map(|state| state.state);
-        let containers = self.select(&filter.id, &filter.pod_sandbox_id)?;
-        let items = containers.iter().map(|container| convert::container(&container.record()));
-        Ok(items
-            .filter(|item| state.is_none_or(|state| item.state == state))
-            .filter(|item| selected(&item.labels, &filter.label_selector))
-            .collect())
-    }
-
-    /// The containers with this id and of this pod; empty means any. An id that nothing has gives none.
-    fn select(&self, id: &str, pod_id: &str) -> Result<Vec<Arc<Container>>> {
-        let containers = match id {
-            "" => self.daemon.containers.visible(),
-            id => self.daemon.containers.find(id)?.into_iter().collect(),
-        };
-        if pod_id.is_empty() {
-            return Ok(containers);
-        }
-        let Some(pod) = self.daemon.pods.find(pod_id)? else { return Ok(Vec::new()) };
-        Ok(containers.into_iter().filter(|container| container.pod.id == pod.id).collect())
-    }
-
     /// One entry per handler, and one with the empty name for the default one.
     fn handlers(&self) -> Vec<RuntimeHandler> {
         let names = std::iter::once("").chain(self.daemon.config.handlers.keys().map(String::as_str));
@@ -129,11 +91,6 @@ fn conditions(daemon: &Daemon) -> Vec<RuntimeCondition> {
 
 fn required(field: &str, value: &str) -> Result<()> {
     if value.is_empty() { Err(Error::Invalid(format!("{field} is missing"))) } else { Ok(()) }
-}
-
-/// Whether `labels` have every pair of `selector`.
-fn selected(labels: &HashMap<String, String>, selector: &HashMap<String, String>) -> bool {
-    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
 fn seconds(seconds: i64) -> Duration {
@@ -224,7 +181,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<ListPodSandboxRequest>,
     ) -> Answer<ListPodSandboxResponse> {
-        let items = self.list_pods(request.into_inner().filter).map_err(|error| status(&error))?;
+        let pods = lists::select_pods(&self.daemon, request.into_inner().filter);
+        let items = pods.map_err(|error| status(&error))?.iter().map(|pod| convert::sandbox(pod)).collect();
         Ok(Response::new(ListPodSandboxResponse { items }))
     }
 
@@ -284,7 +242,9 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<ListContainersRequest>,
     ) -> Answer<ListContainersResponse> {
-        let containers = self.list_containers(request.into_inner().filter).map_err(|error| status(&error))?;
+        let found = lists::select_containers(&self.daemon, request.into_inner().filter);
+        let found = found.map_err(|error| status(&error))?;
+        let containers = found.iter().map(|container| convert::container(container)).collect();
         Ok(Response::new(ListContainersResponse { containers }))
     }
 
@@ -365,11 +325,9 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<ListContainerStatsRequest>,
     ) -> Answer<ListContainerStatsResponse> {
-        let filter = request.into_inner().filter.unwrap_or_default();
+        let filter = request.into_inner().filter;
         answer(tracing::debug_span!("ListContainerStats"), async {
-            let mut containers = self.select(&filter.id, &filter.pod_sandbox_id)?;
-            containers
-                .retain(|container| selected(&container.record().config.labels, &filter.label_selector));
+            let containers = lists::select_container_stats(&self.daemon, filter)?;
             Ok(ListContainerStatsResponse {
                 stats: crate::stats::of_containers(&self.daemon, containers).await?,
             })
@@ -393,13 +351,9 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<ListPodSandboxStatsRequest>,
     ) -> Answer<ListPodSandboxStatsResponse> {
-        let filter = request.into_inner().filter.unwrap_or_default();
+        let filter = request.into_inner().filter;
         answer(tracing::debug_span!("ListPodSandboxStats"), async {
-            let mut pods = match filter.id.as_str() {
-                "" => self.daemon.pods.visible(),
-                id => self.daemon.pods.find(id)?.into_iter().collect(),
-            };
-            pods.retain(|pod| selected(&pod.record().config.labels, &filter.label_selector));
+            let pods = lists::select_pod_stats(&self.daemon, filter)?;
             Ok(ListPodSandboxStatsResponse { stats: crate::stats::of_pods(&self.daemon, pods).await? })
         })
         .await
@@ -433,10 +387,18 @@ impl RuntimeService for Runtime {
 
     async fn update_runtime_config(
         &self,
-        _: Request<UpdateRuntimeConfigRequest>,
+        request: Request<UpdateRuntimeConfigRequest>,
     ) -> Answer<UpdateRuntimeConfigResponse> {
-        // No CNI template is configured, so there is nothing to render: the API asks for success then.
-        Ok(Response::new(UpdateRuntimeConfigResponse {}))
+        let config = request.into_inner().runtime_config.and_then(|config| config.network_config);
+        let pod_cidr = config.unwrap_or_default().pod_cidr;
+        let network = Arc::clone(&self.daemon.network);
+        answer(tracing::info_span!("UpdateRuntimeConfig", pod_cidr), async {
+            let outcome =
+                blocking::run(move || network.apply_pod_cidr(&pod_cidr).doing("apply the pod CIDR")).await?;
+            tracing::info!(?outcome, "the node's pod CIDR");
+            Ok(UpdateRuntimeConfigResponse {})
+        })
+        .await
     }
 
     async fn update_pod_sandbox_resources(
@@ -509,7 +471,7 @@ impl RuntimeService for Runtime {
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Answer<ListMetricDescriptorsResponse> {
         answer(tracing::debug_span!("ListMetricDescriptors"), async {
-            Ok(ListMetricDescriptorsResponse { descriptors: crate::metrics::descriptors()? })
+            Ok(ListMetricDescriptorsResponse { descriptors: crate::metrics::descriptors() })
         })
         .await
     }
@@ -573,22 +535,5 @@ impl RuntimeService for Runtime {
         _: Request<GetEventsRequest>,
     ) -> Answer<Self::GetContainerEventsStream> {
         stream(crate::events::subscribe(&self.daemon))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_selector_needs_every_pair() {
-        let map = |pairs: &[(&str, &str)]| -> HashMap<String, String> {
-            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
-        };
-        let labels = map(&[("a", "1"), ("b", "2")]);
-        assert!(selected(&labels, &map(&[])));
-        assert!(selected(&labels, &map(&[("a", "1"), ("b", "2")])));
-        assert!(!selected(&labels, &map(&[("a", "1"), ("b", "3")])));
-        assert!(!selected(&labels, &map(&[("c", "1")])));
     }
 }

@@ -1,4 +1,5 @@
-//! Sizes of writable layers: a walk of a tree that may be huge, so it happens aside and its result serves for a while.
+//! Sizes of writable layers: a walk of a tree that may be huge, so it happens aside and its result serves for a while, longer the
+//! longer the walk took.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -9,8 +10,13 @@ use crisp_domain::{ContainerId, Timestamp};
 use crisp_snapshot::{Rootfs, Usage};
 use tokio::sync::Semaphore;
 
-/// How long a measured size serves.
-const SERVES: Duration = Duration::from_secs(10);
+/// How long a measured size serves at least.
+const SERVES_MIN: Duration = Duration::from_secs(10);
+/// How long a measured size serves at most.
+const SERVES_MAX: Duration = Duration::from_secs(300);
+/// A size serves this many times as long as its walk took, so that walking one layer takes at most 1 % of a thread until
+/// [`SERVES_MAX`] is reached, at a walk of 3 s.
+const SERVES_FACTOR: u32 = 100;
 /// How long a request waits for sizes that were never measured; without them it answers without.
 const FIRST_WAIT_MAX: Duration = Duration::from_millis(200);
 /// A size that nobody asked for this long is forgotten.
@@ -20,8 +26,8 @@ const WALKERS_MAX: usize = 2;
 
 /// A measured writable layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct LayerUsage {
-    pub(super) usage: Usage,
+pub(crate) struct LayerUsage {
+    pub(crate) usage: Usage,
     /// When the walk ended.
     pub(super) at: Timestamp,
 }
@@ -32,6 +38,8 @@ struct Entry {
     known: Option<LayerUsage>,
     /// When the last walk began or ended.
     looked_at: Option<Instant>,
+    /// How long the last size serves.
+    serves: Duration,
     asked_at: Instant,
 }
 
@@ -77,7 +85,9 @@ impl Layers {
         Some(tokio::task::spawn_blocking(move || {
             let _permit = permit;
             for (id, path) in due {
-                layers.store(&id, Rootfs::writable_usage(&path).ok());
+                let began = Instant::now();
+                let usage = Rootfs::writable_usage(&path).ok();
+                layers.store(&id, usage, began.elapsed());
             }
         }))
     }
@@ -93,10 +103,10 @@ impl Layers {
         entries.retain(|_, entry| now.saturating_duration_since(entry.asked_at) < FORGOTTEN_AFTER);
         let mut due = Vec::new();
         for (id, path) in wanted {
-            let new = Entry { known: None, looked_at: None, asked_at: now };
+            let new = Entry { known: None, looked_at: None, serves: SERVES_MIN, asked_at: now };
             let entry = entries.entry(id.clone()).or_insert(new);
             entry.asked_at = now;
-            if take && entry.looked_at.is_none_or(|at| now.saturating_duration_since(at) >= SERVES) {
+            if take && entry.looked_at.is_none_or(|at| now.saturating_duration_since(at) >= entry.serves) {
                 entry.looked_at = Some(now);
                 due.push((id, path));
             }
@@ -105,9 +115,10 @@ impl Layers {
     }
 
     /// A walk that failed leaves the size as it was known.
-    fn store(&self, id: &ContainerId, usage: Option<Usage>) {
+    fn store(&self, id: &ContainerId, usage: Option<Usage>, took: Duration) {
         if let Some(entry) = self.entries().get_mut(id.as_str()) {
             entry.looked_at = Some(Instant::now());
+            entry.serves = took.saturating_mul(SERVES_FACTOR).clamp(SERVES_MIN, SERVES_MAX);
             entry.known = usage.map(|usage| LayerUsage { usage, at: Timestamp::now() }).or(entry.known);
         }
     }
@@ -143,9 +154,21 @@ mod tests {
         let (layers, start) = (Layers::default(), Instant::now());
         assert_eq!(names(layers.take_due(wanted("a"), start, true)), "a");
         assert_eq!(names(layers.take_due(wanted("ab"), start, true)), "b");
-        let late = start + SERVES + Duration::from_secs(1);
+        let late = start + SERVES_MIN + Duration::from_secs(1);
         assert_eq!(names(layers.take_due(wanted("ab"), late, false)), "");
         assert_eq!(names(layers.take_due(wanted("ab"), late, true)), "ab");
+    }
+
+    #[test]
+    fn a_layer_that_takes_long_is_walked_less_often() {
+        let layers = Layers::default();
+        for (took, serves) in [(0, SERVES_MIN), (1000, Duration::from_secs(100)), (60_000, SERVES_MAX)] {
+            layers.take_due(wanted("a"), Instant::now(), true);
+            layers.store(&id('a'), Some(Usage::default()), Duration::from_millis(took));
+            let now = Instant::now();
+            assert_eq!(names(layers.take_due(wanted("a"), now + serves - Duration::from_secs(1), true)), "");
+            assert_eq!(names(layers.take_due(wanted("a"), now + serves, true)), "a");
+        }
     }
 
     #[test]
@@ -153,9 +176,9 @@ mod tests {
         let (layers, start) = (Layers::default(), Instant::now());
         layers.take_due(wanted("a"), start, true);
         let usage = Usage { bytes: 7, inodes: 2 };
-        layers.store(&id('a'), Some(usage));
-        layers.store(&id('a'), None);
-        layers.store(&id('b'), Some(usage));
+        layers.store(&id('a'), Some(usage), Duration::ZERO);
+        layers.store(&id('a'), None, Duration::ZERO);
+        layers.store(&id('b'), Some(usage), Duration::ZERO);
         let known = layers.known(&[id('a'), id('b')]);
         assert_eq!((known[0].map(|known| known.usage), known[1]), (Some(usage), None));
         layers.take_due(wanted("b"), start + FORGOTTEN_AFTER, true);

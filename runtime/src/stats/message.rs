@@ -138,6 +138,7 @@ mod tests {
             swap: Some(SwapStats { usage: 5, available: None }),
             pids: Some(3),
             io_psi: Some(psi),
+            ..Stats::default()
         }
     }
 
