@@ -36,6 +36,6 @@ pub use chain::{ChainId, DiffId};
 pub use copy::copy_up_volume;
 pub use error::SnapshotError;
 pub use limits::{DeviceNodes, Limits};
-pub use rootfs::{MappedIds, Rootfs};
+pub use rootfs::{MappedIds, Rootfs, Shown};
 pub use store::{LayerStore, StagedLayer};
 pub use usage::Usage;

@@ -28,6 +28,21 @@ pub struct MappedIds<'a> {
     pub scratch: &'a Path,
 }
 
+/// How a root filesystem shows.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Shown<'a> {
+    /// With the ids of a user namespace; else with those of the host.
+    pub ids: Option<MappedIds<'a>>,
+    /// SELinux label of all files; none where there is no SELinux.
+    pub label: Option<&'a str>,
+}
+
+impl<'a> From<Option<MappedIds<'a>>> for Shown<'a> {
+    fn from(ids: Option<MappedIds<'a>>) -> Self {
+        Self { ids, label: None }
+    }
+}
+
 /// A mounted root filesystem. It stays mounted when this value goes; [`Rootfs::unmount`] ends it.
 #[derive(Debug)]
 pub struct Rootfs {
@@ -46,20 +61,21 @@ impl Rootfs {
     /// # Errors
     /// [`SnapshotError::LayerNotFound`]; [`SnapshotError::Mounted`]; [`SnapshotError::Mount`], [`SnapshotError::Io`].
     pub fn prepare(store: &LayerStore, writable: &Path, chain: &[ChainId], target: &Path) -> Result<Self> {
-        Self::prepare_for(store, writable, chain, target, None)
+        Self::prepare_for(store, writable, chain, target, Shown::default())
     }
 
-    /// As [`Self::prepare`]; with the ids of a user namespace if any are given.
+    /// As [`Self::prepare`]; with other ids or an SELinux label.
     ///
     /// # Errors
     /// As [`Self::prepare`]; [`SnapshotError::Mount`] of kind `Unsupported` where the file system's ids cannot be mapped.
-    pub fn prepare_for(
+    pub fn prepare_for<'a>(
         store: &LayerStore,
         writable: &Path,
         chain: &[ChainId],
         target: &Path,
-        ids: Option<MappedIds<'_>>,
+        shown: impl Into<Shown<'a>>,
     ) -> Result<Self> {
+        let Shown { ids, label } = shown.into();
         let mut lowers = store.lowers(chain)?;
         check_free(target)?;
         let layers = ids.as_ref().map(|ids| View::open(ids, store.layers_dir(), LAYERS_VIEW)).transpose()?;
@@ -74,7 +90,8 @@ impl Rootfs {
         tree::remove(&work)?;
         make_dir(&work, 0o700)?;
         make_dir(target, 0o700)?;
-        let overlay = Overlay { lowers: &lowers, writable: Some(Writable { upper: &upper, work: &work }) };
+        let writable = Some(Writable { upper: &upper, work: &work });
+        let overlay = Overlay { lowers: &lowers, writable, label };
         mount::overlay(&overlay, target).map_err(SnapshotError::mount(target))?;
         Ok(Self { target: target.to_owned() })
     }
@@ -84,19 +101,20 @@ impl Rootfs {
     /// # Errors
     /// As [`Self::prepare`].
     pub fn mount_read_only(store: &LayerStore, chain: &[ChainId], target: &Path) -> Result<Self> {
-        Self::mount_read_only_for(store, chain, target, None)
+        Self::mount_read_only_for(store, chain, target, Shown::default())
     }
 
-    /// As [`Self::mount_read_only`]; with the ids of a user namespace if any are given.
+    /// As [`Self::mount_read_only`]; with other ids or an SELinux label.
     ///
     /// # Errors
     /// As [`Self::prepare_for`].
-    pub fn mount_read_only_for(
+    pub fn mount_read_only_for<'a>(
         store: &LayerStore,
         chain: &[ChainId],
         target: &Path,
-        ids: Option<MappedIds<'_>>,
+        shown: impl Into<Shown<'a>>,
     ) -> Result<Self> {
+        let Shown { ids, label } = shown.into();
         let mut lowers = store.lowers(chain)?;
         check_free(target)?;
         // Without an upper directory older kernels ask for two lower ones.
@@ -108,7 +126,7 @@ impl Rootfs {
         if let Some(layers) = &layers {
             lowers = layers.paths(store.layers_dir(), &lowers)?;
         }
-        let view = Overlay { lowers: &lowers, writable: None };
+        let view = Overlay { lowers: &lowers, writable: None, label };
         mount::overlay(&view, target).map_err(SnapshotError::mount(target))?;
         Ok(Self { target: target.to_owned() })
     }

@@ -55,7 +55,7 @@ pub(crate) fn settle(
 }
 
 fn view(lowers: &[PathBuf], scratch: &Path) -> Result<RootedDir> {
-    let overlay = Overlay { lowers, writable: None };
+    let overlay = Overlay { lowers, writable: None, label: None };
     let mount = mount::overlay_detached(&overlay, scratch).map_err(SnapshotError::mount(scratch))?;
     RootedDir::from_fd(mount).map_err(SnapshotError::path("open the layers below"))
 }

@@ -114,6 +114,8 @@ pub struct Overlay<'a> {
     /// volumes carry them. Always mounted `volatile`: no sync is ever waited for, and after
     /// a crash of the machine the upper directory must be thrown away.
     pub writable: Option<Writable<'a>>,
+    /// SELinux label of all files in it, whatever the layers' own are; none leaves them. A kernel without SELinux refuses one.
+    pub label: Option<&'a str>,
 }
 
 /// Whether mounts below the source come along.
@@ -304,6 +306,9 @@ fn overlay_new_api(overlay: &Overlay<'_>, target: &Path) -> Result<OwnedFd> {
             | MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NODEV;
     }
+    if let Some(label) = overlay.label {
+        set_string(fs.as_fd(), "context", label).map_err(configure("option context"))?;
+    }
     for (key, value) in OVERLAY_OPTIONS {
         set_string(fs.as_fd(), key, value).map_err(configure("a fixed option"))?;
     }
@@ -347,6 +352,10 @@ fn overlay_mount2(overlay: &Overlay<'_>, target: &Path) -> Result<()> {
         let (upper, work) =
             (descriptor_name(writable.upper, &mut open)?, descriptor_name(writable.work, &mut open)?);
         data.push_str(&format!(",upperdir={upper},workdir={work},volatile"));
+    }
+    if let Some(label) = overlay.label {
+        // Quoted, since its categories are separated as options are.
+        data.push_str(&format!(",context=\"{label}\""));
     }
     for (key, value) in OVERLAY_OPTIONS {
         data.push_str(&format!(",{key}={value}"));

@@ -58,14 +58,14 @@ fn overlays_stack_and_take_changes_both_ways() {
             let lowers = layers(&home, 60);
             let (upper, work, target) = (dir(&home, "upper"), dir(&home, "work"), dir(&home, "target"));
             let writable = Some(Writable { upper: &upper, work: &work });
-            way(&Overlay { lowers: &lowers, writable }, &target).unwrap();
+            way(&Overlay { lowers: &lowers, writable, label: None }, &target).unwrap();
             assert_eq!(fs::read(target.join("same")).unwrap(), b"0", "{name}: the first is the topmost");
             assert_eq!(fs::read(target.join("f59")).unwrap(), b"59", "{name}");
             fs::write(target.join("new"), "x").unwrap();
             assert!(upper.join("new").exists() && work.join("work/incompat/volatile").exists(), "{name}");
             unmount_detach(&target).unwrap();
 
-            way(&Overlay { lowers: &lowers, writable: None }, &target).unwrap();
+            way(&Overlay { lowers: &lowers, writable: None, label: None }, &target).unwrap();
             assert_eq!(
                 fs::write(target.join("new"), "x").unwrap_err().raw_os_error(),
                 Some(30),
@@ -84,7 +84,7 @@ fn a_detached_overlay_is_seen_through_its_descriptor_alone() {
     in_private_mounts("a_detached_overlay_is_seen_through_its_descriptor_alone", |home| {
         let (lowers, scratch) = (layers(home, 2), dir(home, "scratch"));
         let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let view = Overlay { lowers: &lowers, writable: None };
+        let view = Overlay { lowers: &lowers, writable: None, label: None };
         for way in [overlay_detached, overlay_mount2_detached] {
             let root = way(&view, &scratch).unwrap();
             assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
@@ -98,7 +98,8 @@ fn a_detached_overlay_is_seen_through_its_descriptor_alone() {
 #[test]
 fn too_many_layers_are_an_error() {
     let lowers = vec![PathBuf::from("/nowhere"); OVERLAY_LOWERS_MAX + 1];
-    let error = overlay(&Overlay { lowers: &lowers, writable: None }, Path::new("/nowhere")).unwrap_err();
+    let error = overlay(&Overlay { lowers: &lowers, writable: None, label: None }, Path::new("/nowhere"))
+        .unwrap_err();
     assert!(matches!(error, MountError::TooManyLowers { count: 501 }), "{error}");
 }
 
@@ -167,7 +168,7 @@ fn refusals_name_operation_and_path() {
         );
         assert_eq!(error.errno().and_then(|e| e.raw_os_error()), Some(2));
         let lowers = [home.join("absent")];
-        let error = overlay(&Overlay { lowers: &lowers, writable: None }, home).unwrap_err();
+        let error = overlay(&Overlay { lowers: &lowers, writable: None, label: None }, home).unwrap_err();
         assert!(matches!(error, MountError::Configure { .. }), "{error:?}");
     });
 }
