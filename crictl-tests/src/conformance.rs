@@ -71,25 +71,42 @@ impl Column {
 pub struct Suite {
     /// Run only specs that match this regular expression; nothing is compared then.
     #[arg(long)]
-    focus: Option<String>,
+    pub(crate) focus: Option<String>,
     /// The column of CONFORMANCE.md, which chooses the handler.
     #[arg(long, value_enum, default_value = "v1")]
-    column: Column,
+    pub(crate) column: Column,
     /// Write the column anew.
     #[arg(long)]
-    update: bool,
+    pub(crate) update: bool,
     /// Order of the specs; with another number than 1 all of them are shuffled.
     #[arg(long, default_value_t = 1)]
-    seed: u64,
+    pub(crate) seed: u64,
     /// Exec, attach and port-forward over WebSocket instead of SPDY.
     #[arg(long)]
-    websocket: bool,
+    pub(crate) websocket: bool,
     /// With plugins by NRI; a suite that knows no NRI refuses it.
     #[arg(long)]
-    nri: bool,
+    pub(crate) nri: bool,
     /// Another critest program, built from a newer suite; what the pinned one does not have is noted as newer.
     #[arg(long)]
-    program: Option<PathBuf>,
+    pub(crate) program: Option<PathBuf>,
+}
+
+impl Suite {
+    /// The flags of critest itself, but for those that say where the daemon is.
+    pub(crate) fn flags(&self, nri_socket: &Path) -> Vec<String> {
+        let mut flags = Vec::new();
+        if let Some(handler) = self.column.handler() {
+            flags.push(format!("-runtime-handler={handler}"));
+        }
+        if self.websocket {
+            flags.extend(["exec", "attach", "portforward"].map(|what| format!("-websocket-{what}")));
+        }
+        if self.nri {
+            flags.push(format!("-nri-socket={}", nri_socket.display()));
+        }
+        flags
+    }
 }
 
 /// How a spec ended, in the words of the table.
@@ -207,15 +224,7 @@ fn critest(node: &Node, suite: &Suite) -> Result<PathBuf> {
 fn flags(node: &Node, suite: &Suite) -> Vec<String> {
     let endpoint = format!("unix://{}", node.socket().display());
     let mut flags = vec![format!("-runtime-endpoint={endpoint}"), format!("-image-endpoint={endpoint}")];
-    if let Some(handler) = suite.column.handler() {
-        flags.push(format!("-runtime-handler={handler}"));
-    }
-    if suite.websocket {
-        flags.extend(["exec", "attach", "portforward"].map(|what| format!("-websocket-{what}")));
-    }
-    if suite.nri {
-        flags.push(format!("-nri-socket={}", node.dir().join("nri.sock").display()));
-    }
+    flags.extend(suite.flags(&node.dir().join("nri.sock")));
     flags
 }
 

@@ -70,6 +70,12 @@ impl Cri {
         runtime_client(&self.channel)
     }
 
+    /// The same for images.
+    #[must_use]
+    pub fn image_client(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
     /// Runs a pod, gives its id.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ mod image;
 mod layers;
 mod network;
 mod pod;
+mod replay;
 mod restart;
 mod stats;
 
@@ -65,6 +66,7 @@ fn all() -> Vec<(&'static str, &'static Test)> {
         ("handlers", handlers::TESTS),
         ("restart", restart::TESTS),
         ("faults", faults::TESTS),
+        ("replay", replay::TESTS),
     ];
     modules.iter().flat_map(|(module, tests)| tests.iter().map(move |test| (*module, test))).collect()
 }
