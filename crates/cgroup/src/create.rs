@@ -35,18 +35,41 @@ impl Cgroups {
                 reason: "is the root, which is always there",
             });
         }
-        let settings = settings(self.0.version, resources, &Current::Fresh)?;
-        let devices = resources.devices.as_deref().map(DeviceTable::new).transpose()?;
+        // Before anything is made: a value that cannot be is refused without a trace.
+        let wanted = Wanted::of(self.0.version, resources)?;
         let mut made = Made::new(&self.0);
         for hierarchy in &self.0.hierarchies {
             made.leaf(hierarchy, path)?;
         }
-        self.0.prepare(path, &settings)?;
-        apply(&self.0, path, &settings)?;
-        if let Some(table) = devices.filter(|table| !table.is_open()) {
-            self.0.filter_devices(path, &table)?;
-        }
+        wanted.apply(&self.0, path)?;
         made.keep();
+        Ok(self.open(path))
+    }
+
+    /// Applies `resources` to a cgroup that somebody else has just made for us, such as the delegated scope of a container. When it
+    /// fails, the cgroup stays, as far limited as it was.
+    ///
+    /// # Errors
+    /// As [`Cgroups::create`], but for [`CgroupError::Exists`] and [`CgroupError::Make`].
+    pub fn limit(&self, path: &CgroupPath, resources: &Resources) -> Result<Cgroup> {
+        Wanted::of(self.0.version, resources)?.apply(&self.0, path)?;
+        Ok(self.open(path))
+    }
+
+    /// Makes a cgroup in one that is there, unless it is there, and hands no controller down to it: what is in it is counted and
+    /// limited above, and the parent may go on to have processes of its own.
+    ///
+    /// # Errors
+    /// [`CgroupError::Make`], also when the parent is gone.
+    pub fn nest(&self, path: &CgroupPath) -> Result<Cgroup> {
+        for hierarchy in &self.0.hierarchies {
+            match mkdirat(&hierarchy.root, path.relative(), DIR_MODE) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(source) => {
+                    return Err(CgroupError::Make { path: hierarchy.dir(path.relative()), source });
+                }
+            }
+        }
         Ok(self.open(path))
     }
 
@@ -62,6 +85,28 @@ impl Cgroups {
         self.0.prepare(path, &[])?;
         made.keep();
         Ok(self.open(path))
+    }
+}
+
+/// What a fresh cgroup gets, checked as far as can be without it.
+struct Wanted {
+    settings: Vec<Setting>,
+    devices: Option<DeviceTable>,
+}
+
+impl Wanted {
+    fn of(version: Version, resources: &Resources) -> Result<Self> {
+        let devices = resources.devices.as_deref().map(DeviceTable::new).transpose()?;
+        Ok(Self { settings: settings(version, resources, &Current::Fresh)?, devices })
+    }
+
+    fn apply(&self, layout: &Layout, path: &CgroupPath) -> Result<()> {
+        layout.prepare(path, &self.settings)?;
+        apply(layout, path, &self.settings)?;
+        match self.devices.as_ref().filter(|table| !table.is_open()) {
+            Some(table) => layout.filter_devices(path, table),
+            None => Ok(()),
+        }
     }
 }
 

@@ -13,8 +13,7 @@ pub const NAME_BYTES_MAX: usize = 255;
 /// Where a cgroup lies below the mount point of its hierarchy: absolute, without `.`, `..`, control characters or
 /// doubled slashes, bounded. `/` is the root.
 ///
-/// An element that ends in `.slice` names a unit of systemd and is refused as the last one: cgroups below slices are made
-/// through systemd, by another driver.
+/// Elements that end in `.slice` or `.scope` are units of systemd: who asks for such a cgroup asks systemd to make it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CgroupPath(Box<str>);
 
@@ -35,9 +34,6 @@ impl CgroupPath {
         }
         if let Some(reason) = names.iter().find_map(|name| refusal(name)) {
             return refuse(reason);
-        }
-        if names.last().is_some_and(|name| name.ends_with(".slice")) {
-            return refuse("names a systemd slice, which the cgroupfs driver does not serve");
         }
         Ok(Self(format!("/{}", names.join("/")).into()))
     }
@@ -117,7 +113,7 @@ mod tests {
     #[test]
     fn good_paths_are_normalised() {
         for (text, want) in
-            [("/", "/"), ("/a", "/a"), ("//a///b/", "/a/b"), ("/kubepods.slice/x", "/kubepods.slice/x")]
+            [("/", "/"), ("/a", "/a"), ("//a///b/", "/a/b"), ("/kubepods.slice/", "/kubepods.slice")]
         {
             assert_eq!(CgroupPath::new(text).unwrap().as_str(), want);
         }
@@ -135,7 +131,6 @@ mod tests {
             "/./a",
             "/a\nb",
             "/a\0",
-            "/kubepods.slice",
             &long,
             &deep,
             &name,

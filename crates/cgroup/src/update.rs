@@ -11,6 +11,8 @@ use crate::{Cgroup, CgroupError, Resources, Result, Version};
 
 const CPU_MAX: &str = "cpu.max";
 
+type Confirmed<E> = std::result::Result<(), E>;
+
 /// What a file held before.
 struct Old<'a> {
     hierarchy: &'a Hierarchy,
@@ -27,6 +29,19 @@ impl Cgroup {
     /// [`CgroupError::Write`] for values that cannot be had; [`CgroupError::Read`] with `ENOENT` when the cgroup is gone;
     /// [`CgroupError::NotRestored`] when an old value could not be written back.
     pub fn update(&self, resources: &Resources) -> Result<()> {
+        self.update_and(resources, || Ok::<_, std::convert::Infallible>(())).map(|Ok(())| ())
+    }
+
+    /// Like [`Cgroup::update`], and then does what belongs to it, such as recording it: when that fails, the old values are written
+    /// back as well. The inner result is that of `confirm`.
+    ///
+    /// # Errors
+    /// As for [`Cgroup::update`].
+    pub fn update_and<E>(
+        &self,
+        resources: &Resources,
+        confirm: impl FnOnce() -> Confirmed<E>,
+    ) -> Result<Confirmed<E>> {
         if resources.devices.is_some() {
             let reason = "device access of a living cgroup stays as it is";
             return Err(CgroupError::Resource { field: "devices", value: String::new(), reason });
@@ -34,10 +49,18 @@ impl Cgroup {
         let settings = settings(self.layout.version, resources, &self.current(resources)?)?;
         self.refuse_shrink(&settings)?;
         let old = self.old_values(&settings)?;
-        match apply(&self.layout, &self.path, &settings) {
-            Ok(()) => Ok(()),
-            Err(error) => Err(restore(self.path.relative(), &old, self.explain(error, &settings))),
+        if let Err(error) = apply(&self.layout, &self.path, &settings) {
+            let error = self.explain(error, &settings);
+            return Err(match restore(self.path.relative(), &old) {
+                Ok(()) => error,
+                Err(lost) => CgroupError::NotRestored { cause: Box::new(error), source: Box::new(lost) },
+            });
         }
+        let confirmed = confirm();
+        if confirmed.is_err() {
+            restore(self.path.relative(), &old)?;
+        }
+        Ok(confirmed)
     }
 
     /// Reads only what a new value depends on.
@@ -125,14 +148,10 @@ fn old_value<'a>(layout: &'a Layout, dir: &str, setting: &'a Setting) -> Result<
 }
 
 /// Writes everything back, newest first. Values that the kernel checks against each other may have to go the other way round:
-/// what failed is tried once more. Returns the error to answer with.
-fn restore(dir: &str, old: &[Old<'_>], error: CgroupError) -> CgroupError {
+/// what failed is tried once more.
+fn restore(dir: &str, old: &[Old<'_>]) -> Result<()> {
     let failed: Vec<&Old<'_>> = old.iter().rev().filter(|old| put_back(dir, old).is_err()).collect();
-    let lost = failed.into_iter().find_map(|old| put_back(dir, old).err());
-    match lost {
-        None => error,
-        Some(lost) => CgroupError::NotRestored { cause: Box::new(error), source: Box::new(lost) },
-    }
+    failed.into_iter().try_for_each(|old| put_back(dir, old))
 }
 
 fn put_back(dir: &str, old: &Old<'_>) -> Result<()> {

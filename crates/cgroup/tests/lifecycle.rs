@@ -123,6 +123,62 @@ fn removal_names_the_processes_that_are_left() {
     }
 }
 
+#[test]
+fn a_cgroup_of_another_owner_is_limited_as_one_of_our_own() {
+    let Some(cgroups) = with("memory") else { return };
+    let top = Top::new(&cgroups);
+    let path = top.at("pod/scope");
+    let resources = Resources { memory_limit_bytes: 8 << 20, ..Resources::default() };
+    assert!(cgroups.limit(&path, &resources).is_err(), "it is not there yet");
+    cgroups.ensure(&path).unwrap();
+    let scope = cgroups.limit(&path, &resources).unwrap();
+    let file = if cgroups.version() == Version::V1 { "memory.limit_in_bytes" } else { "memory.max" };
+    assert_eq!(top.read(&scope, file), "8388608");
+    let bad = Resources { cpu_quota_us: -7, ..Resources::default() };
+    assert_eq!(cgroups.limit(&path, &bad).unwrap_err().kind(), ErrorKind::Invalid);
+    assert!(scope.exists());
+}
+
+#[test]
+fn a_nested_cgroup_leaves_room_for_processes_above_it() {
+    for cgroups in layouts() {
+        let top = Top::new(&cgroups);
+        let outer = cgroups.ensure(&top.at("scope")).unwrap();
+        assert!(cgroups.nest(&top.at("gone/hold")).is_err(), "without a parent");
+        if cgroups.version() == Version::V1 {
+            // A fresh cpuset takes no process; nobody nests there.
+            continue;
+        }
+        let inner = cgroups.nest(&top.at("scope/hold")).unwrap();
+        cgroups.nest(&top.at("scope/hold")).unwrap();
+        let mut children = [top.run(&outer, "exec sleep 1000"), top.run(&inner, "exec sleep 1000")];
+        eventually("both join", || outer.processes().unwrap().len() == 2);
+        outer.kill().unwrap();
+        for child in &mut children {
+            child.wait().unwrap();
+        }
+        outer.remove().unwrap();
+    }
+}
+
+#[test]
+fn an_update_that_is_not_confirmed_is_undone() {
+    let Some(cgroups) = with("memory") else { return };
+    let top = Top::new(&cgroups);
+    let of = |mib: i64| Resources { memory_limit_bytes: mib << 20, ..Resources::default() };
+    let cgroup = cgroups.create(&top.at("container"), &of(8)).unwrap();
+    let file = if cgroups.version() == Version::V1 { "memory.limit_in_bytes" } else { "memory.max" };
+    let seen = std::cell::RefCell::new(String::new());
+    let confirm = || {
+        seen.replace(top.read(&cgroup, file));
+        Err("no")
+    };
+    assert_eq!(cgroup.update_and(&of(16), confirm).unwrap(), Err("no"));
+    assert_eq!((seen.take().as_str(), top.read(&cgroup, file).as_str()), ("16777216", "8388608"));
+    cgroup.update_and(&of(16), || Ok::<_, ()>(())).unwrap().unwrap();
+    assert_eq!(top.read(&cgroup, file), "16777216");
+}
+
 fn device(allow: bool, kind: DeviceKind, minor: Option<u32>, access: &str) -> DeviceRule {
     let access = DeviceAccess::parse(access).unwrap();
     DeviceRule { allow, kind, major: minor.map(|_| 1), minor, access }
