@@ -201,7 +201,7 @@ impl Kubelet {
             self.runtime.run_pod_sandbox(within(request, DEADLINE * 2)).await?.into_inner().pod_sandbox_id;
         let status = self.pod_status(&pod).await?;
         ensure!(!status.network.context("network")?.ip.is_empty(), "a pod without an address");
-        let container = self.launch(&pod, wanted).await?;
+        let container = Box::pin(self.launch(&pod, wanted)).await?;
         Ok((pod, container))
     }
 
@@ -331,7 +331,7 @@ fn a_kubelet_starts_up(node: &mut Node, _: &mut Registry) -> Result<()> {
         let status = kubelet.runtime.status(call(cri::StatusRequest::default())).await?.into_inner();
         let conditions = status.status.context("status")?.conditions;
         ensure!(conditions.len() >= 2 && conditions.iter().all(|it| it.status), "{conditions:?}");
-        let burst = (0..AT_ONCE).map(|number| lists(kubelet.clone(), number % 2 == 0));
+        let burst = (0..AT_ONCE).map(|turn| lists(kubelet.clone(), turn));
         futures_util::future::try_join_all(burst).await?;
         let cidr = cri::RuntimeConfig {
             network_config: Some(cri::NetworkConfig { pod_cidr: "10.77.1.0/24".into() }),
@@ -342,8 +342,9 @@ fn a_kubelet_starts_up(node: &mut Node, _: &mut Registry) -> Result<()> {
     })
 }
 
-/// With an empty filter message and without one.
-async fn lists(mut kubelet: Kubelet, filtered: bool) -> Result<()> {
+/// With an empty filter message and without one, by turns.
+async fn lists(mut kubelet: Kubelet, turn: usize) -> Result<()> {
+    let filtered = turn.is_multiple_of(2);
     kubelet.image.list_images(call(cri::ListImagesRequest::default())).await?;
     let filter = filtered.then(cri::ContainerFilter::default);
     kubelet.runtime.list_containers(call(cri::ListContainersRequest { filter })).await?;
@@ -366,11 +367,11 @@ fn a_kubelet_runs_seven_pods_at_once(node: &mut Node, _: &mut Registry) -> Resul
         let lives = wanted.iter().map(|wanted| {
             let mut kubelet = kubelet.clone();
             async move {
-                let (pod, container) = kubelet.start(wanted).await?;
+                let (pod, container) = Box::pin(kubelet.start(wanted)).await?;
                 for _ in 0..5 {
                     same("a probe", &kubelet.probe(&container, &["true"]).await?, &0)?;
                 }
-                kubelet.end(wanted, &pod, &container).await
+                Box::pin(kubelet.end(wanted, &pod, &container)).await
             }
         });
         futures_util::future::try_join_all(lives).await.map(drop)
@@ -386,7 +387,7 @@ fn a_kubelet_probes_rotates_and_restarts(node: &mut Node, _: &mut Registry) -> R
     let mut wanted = wanted(node, "web", &image_id(node)?, GRACEFUL)?;
     let mut kubelet = kubelet(node);
     node.cri.together(async {
-        let (pod, first) = kubelet.start(&wanted).await?;
+        let (pod, first) = Box::pin(kubelet.start(&wanted)).await?;
         same("a failing probe", &kubelet.probe(&first, &["false"]).await?, &1)?;
         let slow = kubelet.probe(&first, &["sleep", "60"]).await;
         same("a slow probe", &slow.map_err(|status| status.code()), &Err(Code::DeadlineExceeded))?;
@@ -396,13 +397,13 @@ fn a_kubelet_probes_rotates_and_restarts(node: &mut Node, _: &mut Registry) -> R
         kubelet.stop(&first, 2).await?;
         wanted.container.metadata.get_or_insert_default().attempt = 1;
         wanted.container.log_path = "main/1.log".to_owned();
-        let second = kubelet.launch(&pod, &wanted).await?;
+        let second = Box::pin(kubelet.launch(&pod, &wanted)).await?;
         ensure!(first != second, "one id twice");
         let dead = kubelet.status(&first).await?;
         ensure!(dead.finished_at > 0 && dead.state() == cri::ContainerState::ContainerExited, "{dead:?}");
         let request = cri::RemoveContainerRequest { container_id: first.clone() };
         kubelet.runtime.remove_container(call(request)).await?;
-        kubelet.end(&wanted, &pod, &second).await
+        Box::pin(kubelet.end(&wanted, &pod, &second)).await
     })?;
     finish(node, &[wanted])
 }
@@ -424,14 +425,14 @@ fn a_kubelet_resizes_and_debugs(node: &mut Node, _: &mut Registry) -> Result<()>
     let mut wanted = wanted(node, "resized", &image_id(node)?, GRACEFUL)?;
     let mut kubelet = kubelet(node);
     node.cri.together(async {
-        let (pod, id) = kubelet.start(&wanted).await?;
+        let (pod, id) = Box::pin(kubelet.start(&wanted)).await?;
         resize(&mut kubelet, &pod, &id).await?;
         // An ephemeral container joins the pod.
         wanted.container.metadata.get_or_insert_default().name = "debugger".to_owned();
         wanted.container.log_path = "debugger/0.log".to_owned();
-        let debugger = kubelet.launch(&pod, &wanted).await?;
+        let debugger = Box::pin(kubelet.launch(&pod, &wanted)).await?;
         kubelet.stop(&debugger, 2).await?;
-        kubelet.end(&wanted, &pod, &id).await
+        Box::pin(kubelet.end(&wanted, &pod, &id)).await
     })?;
     finish(node, &[wanted])
 }
@@ -475,7 +476,7 @@ fn a_kubelet_collects_garbage(node: &mut Node, _: &mut Registry) -> Result<()> {
     let wanted = wanted(node, "short", &used, "exit 4")?;
     let mut kubelet = kubelet(node);
     let dead = node.cri.together(async {
-        let (pod, container) = kubelet.start(&wanted).await?;
+        let (pod, container) = Box::pin(kubelet.start(&wanted)).await?;
         Ok::<_, anyhow::Error>((pod, container))
     })?;
     let status = node.wait_exit(&dead.1)?;
@@ -507,7 +508,7 @@ fn a_kubelet_meets_a_new_daemon(node: &mut Node, _: &mut Registry) -> Result<()>
     let mut kubelet = kubelet(node);
     let mut kept = Vec::new();
     for wanted in &wanted {
-        kept.push(node.cri.together(kubelet.start(wanted))?);
+        kept.push(node.cri.together(Box::pin(kubelet.start(wanted)))?);
     }
     node.signal_daemon(Signal::KILL)?;
     let refused =
@@ -527,7 +528,7 @@ fn a_kubelet_meets_a_new_daemon(node: &mut Node, _: &mut Registry) -> Result<()>
                 &cri::ContainerState::ContainerRunning,
             )?;
             same("a probe", &kubelet.probe(container, &["true"]).await?, &0)?;
-            kubelet.end(wanted, pod, container).await
+            Box::pin(kubelet.end(wanted, pod, container)).await
         })?;
     }
     finish(node, &wanted)
