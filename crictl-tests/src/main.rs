@@ -31,8 +31,8 @@ enum Command {
     },
     /// Run the pods of a real kubelet, whose binary the variable KUBELET names.
     Kubelet,
-    /// Run the smoke test in a virtual machine with systemd and cgroup v2.
-    Vm,
+    /// Run the smoke test, or critest, in a virtual machine with systemd, cgroup v2 and AppArmor.
+    Vm(vm::Options),
     /// Start a node and wait for the end of standard input: for looking around with `nsenter`.
     Node,
     #[command(hide = true)]
@@ -52,7 +52,7 @@ fn main() -> Result<()> {
             let again = std::iter::once("crictl-tests".to_owned()).chain(arguments);
             i32::from(!drive(Arguments::parse_from(again).command)?)
         }
-        Command::Vm => i32::from(!vm::smoke()?),
+        Command::Vm(options) => i32::from(!vm::run_in(options)?),
         Command::Test { .. }
         | Command::Critest(_)
         | Command::Bench { .. }
@@ -70,7 +70,7 @@ fn drive(command: Command) -> Result<bool> {
         Command::Bench { dir } => bench::run(dir.as_deref()).map(|()| true),
         Command::Kubelet => kubelet::run(),
         Command::Node => suite::wait_here().map(|()| true),
-        Command::Prepare | Command::Vm | Command::Inside { .. } | Command::Driver { .. } => {
+        Command::Prepare | Command::Vm(_) | Command::Inside { .. } | Command::Driver { .. } => {
             anyhow::bail!("this command does not run inside")
         }
     }

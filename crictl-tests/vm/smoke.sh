@@ -1,29 +1,11 @@
 #!/bin/sh
 # Runs in the machine: a pod from an imported image, on cgroup v2 with systemd. Each line that begins with "ok" is a check.
 set -eu
-export PATH="$PATH:/share"
-endpoint=unix:///run/crisp/crisp.sock
-cri() { crictl --config /dev/null --timeout 60s --runtime-endpoint $endpoint --image-endpoint $endpoint "$@"; }
-ok() { echo "ok $*"; }
-fail() {
-    echo "FAILED: $*"
-    tail -n 60 /run/daemon.log
-    exit 1
-}
-# Asks until the command succeeds, at most this many seconds.
-eventually() {
-    limit=$(($(date +%s) + $1))
-    shift
-    until "$@"; do
-        [ "$(date +%s)" -lt $limit ] || return 1
-    done
-}
+. /share/node.sh
 
 [ -e /sys/fs/cgroup/cgroup.controllers ] || fail "no cgroup v2"
 [ -d /run/systemd/system ] || fail "no systemd"
-crisp serve >/run/daemon.out 2>/run/daemon.log &
-daemon=$!
-eventually 30 test -s /run/daemon.out || fail "the daemon does not get ready"
+serve
 ok "the daemon serves: $(cat /run/daemon.out)"
 
 crisp image import /share/busybox.tar >/dev/null || fail "image import"
@@ -93,9 +75,7 @@ ok "devices of the node are refused"
 
 kill -KILL $daemon
 wait $daemon || true
-crisp serve >/run/daemon.out2 2>>/run/daemon.log &
-daemon=$!
-eventually 30 test -s /run/daemon.out2 || fail "the daemon does not get ready again"
+serve
 [ "$(cri exec -s "$server" echo again)" = again ] || fail "exec after a restart"
 ok "pods survive the daemon"
 
