@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use crisp_lsm::{apparmor, selinux};
+
 use super::Finding;
 
 /// clone3, pidfd, openat2, the mount API, `CLONE_INTO_CGROUP` and `CLOSE_RANGE_CLOEXEC` are all there from this version on.
@@ -24,6 +26,8 @@ const CAPABILITIES_NEEDED: [(&str, u32); 8] = [
     ("CAP_MKNOD", 27),
 ];
 const CAP_SYS_RESOURCE: u32 = 24;
+const LABELS_ENFORCED: &str = "SELinux, enforcing; containers get labels with [security] selinux = true";
+const LABELS_REPORTED: &str = "SELinux, permissive; containers get labels with [security] selinux = true";
 
 pub(super) fn look() -> Vec<Finding> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -38,7 +42,7 @@ pub(super) fn look() -> Vec<Finding> {
         cgroups(crisp_cgroup::Cgroups::detect()),
         overlay(&read("/proc/filesystems")),
         seccomp(&read("/proc/sys/kernel/seccomp/actions_avail")),
-        mandatory_access(&read("/sys/module/apparmor/parameters/enabled"), &read("/sys/fs/selinux/enforce")),
+        mandatory_access(&apparmor::state(), selinux::state()),
         propagation(&read("/proc/self/mountinfo")),
     ]
 }
@@ -154,12 +158,21 @@ fn seccomp(actions: &str) -> Finding {
     Finding::fail("seccomp", "the kernel has no filters: CONFIG_SECCOMP_FILTER is needed")
 }
 
-fn mandatory_access(apparmor: &str, selinux: &str) -> Finding {
-    match (apparmor.trim(), selinux.trim()) {
-        ("Y", _) => Finding::ok("LSM", "AppArmor"),
-        (_, "1") => Finding::ok("LSM", "SELinux, enforcing"),
-        (_, "0") => Finding::ok("LSM", "SELinux, permissive"),
-        _ => Finding::ok("LSM", "neither AppArmor nor SELinux; pods that ask for a profile are refused"),
+fn mandatory_access(apparmor: &apparmor::State, selinux: selinux::State) -> Finding {
+    match (apparmor, selinux) {
+        (apparmor::State::Present { parser }, _) => {
+            Finding::ok("LSM", format!("AppArmor; profiles are loaded by {}", parser.display()))
+        }
+        (apparmor::State::WithoutParser, _) => Finding::warn(
+            "LSM",
+            "AppArmor without apparmor_parser: pods that ask for no profile run without one, those that ask for the default are \
+             refused; install the package apparmor",
+        ),
+        (apparmor::State::Absent, selinux::State::Enforcing) => Finding::ok("LSM", LABELS_ENFORCED),
+        (apparmor::State::Absent, selinux::State::Permissive) => Finding::ok("LSM", LABELS_REPORTED),
+        (apparmor::State::Absent, selinux::State::Absent) => {
+            Finding::ok("LSM", "neither AppArmor nor SELinux; pods that ask for an AppArmor profile are refused")
+        }
     }
 }
 
@@ -225,14 +238,21 @@ mod tests {
     }
 
     #[test]
+    fn a_module_needs_what_loads_its_profiles() {
+        let parser = || apparmor::State::Present { parser: "/sbin/apparmor_parser".into() };
+        assert!(mandatory_access(&parser(), selinux::State::Absent).says.ends_with("/sbin/apparmor_parser"));
+        assert_eq!(mandatory_access(&apparmor::State::WithoutParser, selinux::State::Absent).level, Level::Warn);
+        let enforcing = mandatory_access(&apparmor::State::Absent, selinux::State::Enforcing);
+        assert!(enforcing.says.starts_with("SELinux, enforcing"));
+    }
+
+    #[test]
     fn the_rest_is_judged_by_what_the_kernel_lists() {
         assert_eq!(overlay("nodev\tproc\nnodev\toverlay\n").level, Level::Ok);
         assert_eq!(overlay("nodev\toverlayish\n").level, Level::Fail);
         assert_eq!(seccomp("kill_process errno allow\n").level, Level::Ok);
         assert_eq!(seccomp("").level, Level::Fail);
         assert!(namespaces(&|name| name != "uts").says.ends_with("no uts"));
-        assert!(mandatory_access("Y\n", "").says.contains("AppArmor"));
-        assert!(mandatory_access("", "1").says.contains("enforcing"));
         assert_eq!(root(1000).level, Level::Fail);
     }
 }
