@@ -5,19 +5,22 @@
 //! [`Event`]s, and the shim's own account of what it holds. Truth is level-triggered: when the connection breaks (the receiver
 //! ends), connect again and read the account; nothing is lost, because the shim keeps exit records.
 
+mod attach;
 mod client;
 mod connection;
 mod error;
 mod exec;
 mod launcher;
+mod pipe;
 mod wire;
 
+pub(crate) use attach::{AttachSession, AttachStream, Attachment, Resizer};
 pub(crate) use client::{Supervision, SupervisorClient, connect};
 pub(crate) use error::Error;
-pub(crate) use exec::{ExecOutput, ExecSync};
+pub(crate) use exec::{ExecOutput, ExecProcess, ExecSession, ExecStream, ExecSync};
 pub(crate) use launcher::Launcher;
 pub(crate) use wire::{
-    CgroupEntry, ContainerPhase, ContainerSetup, Event, Exit, HandlerKind, ShimState, Started, Stdio,
+    AttachEnd, CgroupEntry, ContainerPhase, ContainerSetup, Event, Exit, HandlerKind, ShimState, Started, Stdio,
     exit_record,
 };
 

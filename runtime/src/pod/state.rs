@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  Creating ──made──▶ Ready ──stop──▶ Stopping ──stopped──▶ NotReady ──remove──▶ (gone)
-//!     │                 └──shim died──────────────────────────▲
+//!     │                 └──shim or PID 1 died──────────────▲
 //!     └──failed──▶ (gone, or NotReady when the clean-up failed too)
 //! ```
 //! Ready never comes back. `Creating` is invisible to clients.
@@ -46,6 +46,8 @@ pub(crate) enum PodEvent {
     Stopped,
     /// The shim is gone, so nothing can be started any more.
     ShimDied,
+    /// The PID 1 that its containers share is gone, so nothing can be started any more.
+    InitDied,
 }
 
 /// The event does not fit the state.
@@ -62,8 +64,8 @@ pub(crate) fn next(state: PodState, event: PodEvent) -> Result<PodState, Refused
             S::Creating | S::Ready | S::Stopping => S::Stopping,
         }),
         (S::Stopping | S::NotReady, E::Stopped) => Ok(S::NotReady),
-        (S::Ready, E::ShimDied) => Ok(S::NotReady),
-        (S::Creating | S::Stopping | S::NotReady, E::ShimDied) => Ok(state),
+        (S::Ready, E::ShimDied | E::InitDied) => Ok(S::NotReady),
+        (S::Creating | S::Stopping | S::NotReady, E::ShimDied | E::InitDied) => Ok(state),
         (S::Ready | S::Stopping | S::NotReady, E::Made) | (S::Creating | S::Ready, E::Stopped) => {
             Err(Refused)
         }
@@ -79,7 +81,7 @@ mod tests {
     #[test]
     fn ready_never_comes_back() {
         for first in [S::Stopping, S::NotReady] {
-            for event in [E::Made, E::Stop, E::Stopped, E::ShimDied] {
+            for event in [E::Made, E::Stop, E::Stopped, E::ShimDied, E::InitDied] {
                 assert_ne!(next(first, event), Ok(S::Ready), "{first:?} {event:?}");
             }
         }

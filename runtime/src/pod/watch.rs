@@ -29,8 +29,11 @@ async fn watch(daemon: Arc<Daemon>, pod: Arc<Pod>, mut supervision: Supervision)
         for (container, seen) in ends(&daemon, &pod, &supervision.state) {
             exit::spawn(&daemon, &container.id, seen);
         }
+        if init_is_gone(&pod).await {
+            init_died(&pod).await;
+        }
         while let Some(event) = supervision.events.recv().await {
-            heard(&daemon, event);
+            heard(&daemon, &pod, event).await;
         }
         // Broken, or gone with the shim: connecting again tells which.
         match meet(&pod).await {
@@ -60,9 +63,46 @@ pub(crate) async fn meet(pod: &Pod) -> Option<Supervision> {
     }
 }
 
-fn heard(daemon: &Arc<Daemon>, event: Event) {
-    let Event::ContainerExited { id, exit } = event;
-    exit::spawn(daemon, &id, Seen::Exit(exit));
+async fn heard(daemon: &Arc<Daemon>, pod: &Arc<Pod>, event: Event) {
+    match event {
+        Event::ContainerExited { id, exit } => exit::spawn(daemon, &id, Seen::Exit(exit)),
+        Event::PodInitExited => init_died(pod).await,
+    }
+}
+
+/// Whether the PID 1 that the record names has ended, unheard. The shim's account does not tell: it may be older than the record.
+async fn init_is_gone(pod: &Arc<Pod>) -> bool {
+    let Some(init) = pod.record().init else { return false };
+    let looked = blocking::run(move || Ok::<_, crate::error::Error>(!is_there(init))).await;
+    looked.unwrap_or(false)
+}
+
+/// A process with this pid and start time exists, a zombie included: its shim takes its status in a moment, and tells.
+fn is_there(process: super::Process) -> bool {
+    let stat = match std::fs::read(format!("/proc/{}/stat", process.pid)) {
+        Ok(stat) => stat,
+        // Only absence proves an end.
+        Err(error) => return error.kind() != std::io::ErrorKind::NotFound,
+    };
+    start_time_ticks(&stat).is_none_or(|ticks| ticks == process.start_time_ticks)
+}
+
+/// Field 22 of `/proc/<pid>/stat`; the second one is a name in brackets that may hold anything.
+fn start_time_ticks(stat: &[u8]) -> Option<u64> {
+    let after_name = stat.iter().rposition(|&byte| byte == b')')? + 1;
+    let rest = std::str::from_utf8(stat.get(after_name..)?).ok()?;
+    rest.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+}
+
+/// Without its PID 1 nothing can be started in the pod any more, and what ran in its PID namespace is dead.
+async fn init_died(pod: &Arc<Pod>) {
+    if pod.state() == PodState::Ready {
+        tracing::error!(pod_id = %pod.id, "the pod's PID 1 died; the pod is not ready any more");
+    }
+    let dead = Arc::clone(pod);
+    if let Err(error) = blocking::run(move || dead.apply(PodEvent::InitDied)).await {
+        tracing::warn!(pod_id = %pod.id, %error, "record the death of the pod's PID 1");
+    }
 }
 
 /// The ends that the shim's account tells of. A container that runs by its record and that the shim does not know was lost.

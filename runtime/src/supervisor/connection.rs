@@ -16,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Error;
-use super::wire::{self, Event, Exit};
+use super::wire::{self, AttachEnd, Event, Exit};
 
 /// Largest message of a shim, bytes.
 const MESSAGE_BYTES_MAX: usize = 256 * 1024;
@@ -46,6 +46,7 @@ struct Waiting {
     closed: bool,
     answers: HashMap<u64, oneshot::Sender<Answer>>,
     execs: HashMap<String, oneshot::Sender<ExecEnd>>,
+    attachments: HashMap<String, oneshot::Sender<AttachEnd>>,
 }
 
 impl Connection {
@@ -109,6 +110,21 @@ impl Connection {
     /// Nobody waits for this exec any more.
     pub(super) fn forget_exec(&self, exec_id: &str) {
         self.waiting().execs.remove(exec_id);
+    }
+
+    /// Waits for the end of an attachment; to be called before it is asked for.
+    pub(super) fn expect_attach_end(&self, attach_id: &str) -> oneshot::Receiver<AttachEnd> {
+        let (sender, receiver) = oneshot::channel();
+        let mut waiting = self.waiting();
+        if !waiting.closed {
+            waiting.attachments.insert(attach_id.to_owned(), sender);
+        }
+        receiver
+    }
+
+    /// Nobody waits for this attachment any more.
+    pub(super) fn forget_attachment(&self, attach_id: &str) {
+        self.waiting().attachments.remove(attach_id);
     }
 
     /// Sends a request without waiting for anything, if the socket takes it now.
@@ -212,12 +228,7 @@ fn dispatch(connection: &Connection, packet: Packet, events: &mpsc::Sender<Event
         }
         Some(pb::message::Kind::ContainerExited(exited)) => {
             if let Some(event) = wire::container_exited(exited) {
-                // Waiting here would hold up answers that the pod's task itself may wait for.
-                match events.try_send(event) {
-                    Err(mpsc::error::TrySendError::Full(_)) => return Err(Behind),
-                    // Nobody watches this pod: it is being taken apart.
-                    Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
-                }
+                return tell(events, event);
             }
         }
         Some(pb::message::Kind::ExecExited(exited)) => {
@@ -226,9 +237,23 @@ fn dispatch(connection: &Connection, packet: Packet, events: &mpsc::Sender<Event
                     waiter.send((wire::exit(exited.exit.unwrap_or_default()), exited.timed_out));
             }
         }
-        Some(pb::message::Kind::AttachEnded(_) | pb::message::Kind::PodInitExited(_)) => {}
+        Some(pb::message::Kind::AttachEnded(ended)) => {
+            if let Some(waiter) = connection.waiting().attachments.remove(&ended.attach_id) {
+                let _waiter_left = waiter.send(wire::attach_end(&ended));
+            }
+        }
+        Some(pb::message::Kind::PodInitExited(_)) => return tell(events, Event::PodInitExited),
         // Of a newer shim.
         Some(pb::message::Kind::Reply(pb::Reply { result: None, .. })) | None => {}
     }
     Ok(())
+}
+
+/// Waiting here would hold up answers that the pod's task itself may wait for.
+fn tell(events: &mpsc::Sender<Event>, event: Event) -> Result<(), Behind> {
+    match events.try_send(event) {
+        Err(mpsc::error::TrySendError::Full(_)) => Err(Behind),
+        // Nobody watches this pod: it is being taken apart.
+        Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+    }
 }

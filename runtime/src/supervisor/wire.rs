@@ -102,6 +102,19 @@ pub(crate) enum ContainerPhase {
 #[derive(Debug, Clone)]
 pub(crate) enum Event {
     ContainerExited { id: ContainerId, exit: Exit },
+    /// The pod's PID 1 has ended, and with it everything in its PID namespace.
+    PodInitExited,
+}
+
+/// Why the shim let an attacher go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AttachEnd {
+    /// The container has exited.
+    Exited(Exit),
+    /// The container has closed every stream that was attached, and runs on; or its exit is about to be told.
+    StreamsEnded,
+    /// The client did not keep up and was dropped.
+    TooSlow,
 }
 
 /// Name of the shim's exit record in a container's state directory.
@@ -155,6 +168,14 @@ pub(super) fn refused(failure: pb::Failure) -> Error {
 pub(super) fn container_exited(exited: pb::ContainerExited) -> Option<Event> {
     let id = exited.container_id.parse().ok()?;
     Some(Event::ContainerExited { id, exit: exit(exited.exit.unwrap_or_default()) })
+}
+
+pub(super) fn attach_end(ended: &pb::AttachEnded) -> AttachEnd {
+    match ended.exit {
+        Some(reported) => AttachEnd::Exited(exit(reported)),
+        None if ended.streams_ended => AttachEnd::StreamsEnded,
+        None => AttachEnd::TooSlow,
+    }
 }
 
 pub(super) fn state(state: pb::State) -> Result<ShimState, Error> {
