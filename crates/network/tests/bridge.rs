@@ -134,6 +134,30 @@ fn udp_ports_lead_to_the_newest_pod_even_for_flows_that_were_there_before() {
 }
 
 #[test]
+fn udp_ports_follow_their_pod_in_ipv6_too() {
+    on_private_host("udp_ports_follow_their_pod_in_ipv6_too", |dir| {
+        let mut config = config(dir);
+        config.bridge.ipv6_subnet = Some("fd00:c::/64".into());
+        let network = Network::open(config).unwrap();
+        let world = outside(dir);
+        sh("ip -6 addr add 2001:db8::1/64 dev wan0 nodad");
+        world.ip_output("-6 addr add 2001:db8::9/64 dev eth9 nodad");
+        let ask = |patience| world.within(move || ask_udp(7000, "[2001:db8::1]:5353", patience));
+        assert!(ask(SHORT).is_err(), "nobody serves yet; the flow is remembered");
+        let mut pods = Vec::new();
+        for answer in ["first", "second"] {
+            let mut pod = Pod::new(dir, answer);
+            pod.publish(Protocol::Udp, 5353, 53, None);
+            attach(&network, &pod);
+            pod.serve_udp(53, answer);
+            assert_eq!(ask(support::PATIENCE).unwrap(), answer);
+            network.detach(&pod.id, None).unwrap();
+            pods.push(pod);
+        }
+    });
+}
+
+#[test]
 fn loopback_services_of_the_host_stay_out_of_reach() {
     on_private_host("loopback_services_of_the_host_stay_out_of_reach", |dir| {
         let network = Network::open(config(dir)).unwrap();
@@ -232,6 +256,7 @@ fn the_rules_read_as_they_are_meant() {
         let mut pod = Pod::new(dir, "a");
         pod.publish(Protocol::Tcp, 12000, 80, None);
         pod.publish(Protocol::Udp, 5353, 53, Some("127.0.0.1"));
+        pod.publish(Protocol::Sctp, 3868, 3868, None);
         attach(&network, &pod);
         let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/testdata/ruleset.nft");
         // Older programs write the number, newer ones the name.

@@ -273,11 +273,15 @@ fn sorted_files(dir: &Path, extensions: &[&str]) -> std::io::Result<Vec<PathBuf>
 fn is_config(path: &Path, extensions: &[&str]) -> bool {
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     let hidden = path.file_name().and_then(|n| n.to_str()).is_none_or(|name| name.starts_with('.'));
-    extensions.contains(&extension) && !hidden && !path.is_dir()
+    // A symlink to nothing is a mistake to be told; a directory or a pipe, which would not end, is no file.
+    let file = || std::fs::metadata(path).map_or(true, |found| found.is_file());
+    extensions.contains(&extension) && !hidden && file()
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn parse(text: &str) -> Result<PluginList, String> {
@@ -363,6 +367,28 @@ mod tests {
         assert!(e.contains("15-broken.conf"), "{e}");
         put("15-broken.conf", &" ".repeat(usize::try_from(CONFIG_BYTES_MAX).unwrap() + 1));
         assert!(load(dir.path(), 2).unwrap_err().to_string().contains("larger"));
+    }
+
+    #[test]
+    fn what_is_no_file_is_passed_over_and_a_symlink_to_nothing_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("10-a.conf")).unwrap();
+        let pipe = dir.path().join("20-b.conf");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert!(load(dir.path(), 1).unwrap().is_empty());
+        std::os::unix::fs::symlink("absent", dir.path().join("30-c.conf")).unwrap();
+        assert!(load(dir.path(), 1).unwrap_err().to_string().contains("30-c.conf"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in r#"[\[\]{}",:0-9a-zV.]{0,60}"#, version in r"[01]\.[0-4]\.[01]") {
+            drop(parse(&text));
+            let keys = ["plugins", "type", "cniVersions", "disableGC", "name"];
+            for key in keys {
+                drop(parse(&format!(r#"{{"cniVersion":"{version}","name":"n","type":"x","{key}":{text}}}"#)));
+            }
+        }
     }
 
     #[test]

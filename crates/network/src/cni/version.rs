@@ -76,6 +76,10 @@ impl Spoken {
             }
         };
         let versions = supported(&answer);
+        if versions.is_empty() {
+            tracing::warn!(plugin, %answer, "a CNI plugin speaks no version that is spoken here, or does not tell");
+            return None;
+        }
         known().insert(program, (stamp, versions.clone()));
         Some(versions)
     }

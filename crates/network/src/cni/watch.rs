@@ -47,13 +47,15 @@ impl Drop for Watch {
 }
 
 fn look_until_ended(cni: &Weak<Cni>, (ended, signal): &(Mutex<bool>, Condvar)) {
-    let mut before = Seen::Nothing;
+    let (mut before, mut told) = (Seen::Nothing, Seen::Nothing);
     while let Some(cni) = cni.upgrade() {
         let now = look(&cni);
-        if now != before {
+        // Twice the same: an instant in the middle of a replacement is not worth a line.
+        if now == before && now != told {
             tell(&now);
-            before = now;
+            told = now.clone();
         }
+        before = now;
         drop(cni);
         let ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = signal

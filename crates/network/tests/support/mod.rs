@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -176,7 +176,8 @@ pub(crate) fn serve_tcp(address: SocketAddr) {
 }
 
 pub(crate) fn serve_udp(port: u16, answer: &'static str) {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+    // Of both families.
+    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap();
     std::thread::spawn(move || {
         let mut buffer = [0; 64];
         while let Ok((_, client)) = socket.recv_from(&mut buffer) {
@@ -199,7 +200,9 @@ pub(crate) fn ask_tcp_within(to: &str, patience: Duration) -> std::io::Result<St
 }
 
 pub(crate) fn ask_udp(from_port: u16, to: &str, patience: Duration) -> std::io::Result<String> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, from_port))?;
+    let to: SocketAddr = to.parse().unwrap();
+    let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { IpAddr::from(Ipv6Addr::UNSPECIFIED) };
+    let socket = UdpSocket::bind((any, from_port))?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(patience))?;
     socket.send(b"?")?;
