@@ -76,7 +76,19 @@ pub(crate) fn wait_for_go(control: impl AsFd) -> bool {
 /// # Errors
 /// `WouldBlock` when there is none yet; `InvalidData` for one that cannot be read.
 pub(crate) fn receive(control: impl AsFd) -> io::Result<Option<Report>> {
-    let Some(packet) = fdpass::receive(control, PACKET_BYTES_MAX, Wait::Never)? else { return Ok(None) };
+    next(control, Wait::Never)
+}
+
+/// The next report; `None` when the other side has closed the connection.
+///
+/// # Errors
+/// `InvalidData` for one that cannot be read.
+pub(crate) fn wait(control: impl AsFd) -> io::Result<Option<Report>> {
+    next(control, Wait::Block)
+}
+
+fn next(control: impl AsFd, wait: Wait) -> io::Result<Option<Report>> {
+    let Some(packet) = fdpass::receive(control, PACKET_BYTES_MAX, wait)? else { return Ok(None) };
     let fd = packet.fds.into_iter().next();
     let report = match (packet.data.as_slice(), fd) {
         (&[PROCESS, a, b, c, d], Some(pidfd)) => {

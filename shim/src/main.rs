@@ -30,6 +30,7 @@ mod pod_init;
 mod process;
 mod server;
 mod service;
+mod userns;
 
 use std::process::ExitCode;
 

@@ -14,6 +14,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::control::{self, CONTROL_FD};
 use crate::error::{Error, Result, Step as _, chain};
+use crate::userns::{self, Birth, Entry};
 
 /// Flag of `clone3` for a new PID namespace (`linux/sched.h`).
 const CLONE_NEWPID: u64 = 0x2000_0000;
@@ -22,23 +23,29 @@ const SIGCHLD: i32 = 17;
 /// Nobody's user and group: above those of images, below those of user namespaces.
 const NOBODY: u32 = 65_535;
 
+/// A container kill is meant to spare it.
+const OOM_SCORE_ADJ: i32 = -998;
+
 /// Starts it in a new PID namespace and in the pod's namespaces; returns when it has confined itself.
 pub(crate) fn start(single: SingleThreaded, order: &pb::StartPodInit) -> Result<Child> {
     let cgroup = order.cgroup.clone().unwrap_or_default();
     let birth = crate::cgroup::birth_directory(&cgroup)?;
     let (control, theirs) = fdpass::pair().step(|| "make a control socket")?;
-    let args = CloneArgs {
-        namespaces: CLONE_NEWPID,
-        cgroup: birth.as_ref().map(|dir| dir.as_fd()),
-        ..CloneArgs::default()
+    let args = CloneArgs { cgroup: birth.as_ref().map(|dir| dir.as_fd()), ..CloneArgs::default() };
+    let child = match Entry::of_pins(&order.namespace_paths)? {
+        None => {
+            let args = CloneArgs { namespaces: CLONE_NEWPID, ..args };
+            let paths = &order.namespace_paths;
+            single
+                .fork(&args, || run_as_init(&theirs, || settle(&cgroup, paths)))
+                .step(|| "clone the pod's init")?
+        }
+        Some(entry) => {
+            let birth = Birth { entry: &entry, middle: args, namespaces: CLONE_NEWPID };
+            let run = || run_as_init(&theirs, || Ok(()));
+            userns::fork(single, &birth, || settle(&cgroup, &[]), run)?
+        }
     };
-    let child = single
-        .fork(&args, || {
-            let error = enter(order, &cgroup, &theirs);
-            control::send_failed(&theirs, &chain(&error));
-            1
-        })
-        .step(|| "clone the pod's init")?;
     drop(theirs);
     // A few system calls away, none of which waits for anybody.
     match fdpass::receive(&control, 64, Wait::Block).step(|| "hear from the pod's init")? {
@@ -50,13 +57,24 @@ pub(crate) fn start(single: SingleThreaded, order: &pb::StartPodInit) -> Result<
     }
 }
 
+/// What takes the rights of the host's root.
+fn settle(cgroup: &pb::Cgroup, namespaces: &[String]) -> Result<()> {
+    crate::cgroup::join(cgroup)?;
+    // Sets the lowest value that the process may take later, too.
+    crate::process::set_oom_score_adj(Some(OOM_SCORE_ADJ))?;
+    namespaces.iter().try_for_each(|path| enter_namespace(Path::new(path)))
+}
+
+/// Returns only when it failed: the exit code.
+fn run_as_init(control: &OwnedFd, settle: impl FnOnce() -> Result<()>) -> u8 {
+    let error = settle().map_or_else(|error| error, |()| execute(control));
+    control::send_failed(control, &chain(&error));
+    1
+}
+
 /// Returns only the error.
-fn enter(order: &pb::StartPodInit, cgroup: &pb::Cgroup, control: &OwnedFd) -> Error {
+fn execute(control: &OwnedFd) -> Error {
     let prepare = || -> Result<[OwnedFd; 3]> {
-        crate::cgroup::join(cgroup)?;
-        for path in &order.namespace_paths {
-            enter_namespace(Path::new(path))?;
-        }
         let null = || rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         let step = || "open /dev/null";
         Ok([null().step(step)?, null().step(step)?, null().step(step)?])
@@ -103,10 +121,12 @@ fn confine() -> Result<OwnedFd> {
     let signals = watch_signals(&[SIGCHLD]).step(|| "watch signals")?;
     rustix::io::ioctl_fionbio(&signals, false).step(|| "watch signals")?;
     // A container kill is meant to spare it: the kernel takes containers first.
-    crate::process::set_oom_score_adj(Some(-998))?;
+    crate::process::set_oom_score_adj(Some(OOM_SCORE_ADJ))?;
     rustix::process::setsid().step(|| "make a session")?;
+    // While there is a /proc.
+    let nobody = nobody();
     empty_root()?;
-    drop_privileges()?;
+    drop_privileges(nobody)?;
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .step(|| "become not dumpable")?;
     Program::parse(&filter()).and_then(|program| program.load(0)).step(|| "load the filter")?;
@@ -127,7 +147,14 @@ fn empty_root() -> Result<()> {
     rustix::process::chdir("/").step(step)
 }
 
-fn drop_privileges() -> Result<()> {
+/// [`NOBODY`], or the highest user of a user namespace that has fewer. Users and groups are mapped alike.
+fn nobody() -> u32 {
+    let text = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let length = text.split_whitespace().nth(2).and_then(|length| length.parse::<u32>().ok());
+    length.map_or(NOBODY, |length| NOBODY.min(length.saturating_sub(1)))
+}
+
+fn drop_privileges(nobody: u32) -> Result<()> {
     let step = || "drop privileges";
     for cap in CapabilitySet::all().iter() {
         match rustix::thread::remove_capability_from_bounding_set(cap) {
@@ -136,7 +163,7 @@ fn drop_privileges() -> Result<()> {
         }
     }
     rustix::thread::set_thread_groups(&[]).step(step)?;
-    let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    let (uid, gid) = (Uid::from_raw(nobody), Gid::from_raw(nobody));
     rustix::thread::set_thread_res_gid(gid, gid, gid).step(step)?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).step(step)?;
     let none = CapabilitySet::empty();

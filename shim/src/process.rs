@@ -180,15 +180,26 @@ impl Confinement {
     /// A filter without `no_new_privs` needs `CAP_SYS_ADMIN`, so it is loaded before the capabilities go; with `no_new_privs` it
     /// is loaded last, so that it need not allow what comes before.
     pub(crate) fn apply(&self) -> Result<()> {
+        self.begin()?;
+        self.complete()
+    }
+
+    /// All but what [`Self::complete`] does. A process that waits afterwards has no more rights than its program.
+    pub(crate) fn begin(&self) -> Result<()> {
         if self.no_new_privs {
             rustix::thread::set_no_new_privs(true).step(|| "set no_new_privs")?;
-            self.drop_capabilities()?;
-            return self.filter.as_ref().map_or(Ok(()), Filter::load);
-        }
-        if let Some(filter) = &self.filter {
+        } else if let Some(filter) = &self.filter {
             filter.load()?;
         }
         self.drop_capabilities()
+    }
+
+    /// Loads a filter that needs no capability.
+    pub(crate) fn complete(&self) -> Result<()> {
+        match &self.filter {
+            Some(filter) if self.no_new_privs => filter.load(),
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn drop_capabilities(&self) -> Result<()> {

@@ -48,7 +48,8 @@ impl Executor {
 }
 
 impl LibExecutor for Executor {
-    /// Called with the container's user but still all capabilities. Finishes the container and waits for the start.
+    /// Called with the container's user but still all capabilities. Finishes the container, gives up what its program does not get
+    /// (a created container may wait for long), and waits for the start.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
         let failed = |text: String| ExecutorValidationError::ArgValidationError(text);
         self.0.finish().map_err(|error| failed(chain(&error)))?;
@@ -81,10 +82,8 @@ impl Work {
     /// Replaces the calling program; returns only the error.
     fn execute(&self) -> Error {
         let executable = self.executable.borrow();
-        let ready = executable
-            .close_others(&[self.control.as_fd()])
-            .and_then(|()| process::set_rlimits(&self.rlimits))
-            .and_then(|()| self.confinement.apply());
+        let ready =
+            executable.close_others(&[self.control.as_fd()]).and_then(|()| self.confinement.complete());
         match ready {
             Ok(()) => executable.exec(),
             Err(error) => error,
@@ -100,7 +99,9 @@ impl Work {
         if let Some(target) = &self.seal_read_only {
             make_read_only(target)?;
         }
-        process::enter_cwd(&self.cwd)
+        process::enter_cwd(&self.cwd)?;
+        process::set_rlimits(&self.rlimits)?;
+        self.confinement.begin()
     }
 }
 

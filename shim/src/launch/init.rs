@@ -56,6 +56,28 @@ pub(super) fn run(
     CODE_NOT_STARTED
 }
 
+/// What takes the rights of the host's root: done before a user namespace is entered.
+pub(super) fn settle(plan: &Plan) -> Result<()> {
+    crate::cgroup::join(&plan.cgroup)?;
+    give_stdio(plan.host_user)?;
+    process::set_oom_score_adj(plan.process.oom_score_adj())
+}
+
+/// Programs open `/dev/stdout` anew, which takes the right to open what lies behind it: pipes belong to the container's user, as with
+/// the usual runtimes. Nothing else does; `/dev/null` is the host's.
+fn give_stdio(user: Option<u32>) -> Result<()> {
+    use rustix::fs::{FileType, Uid, fchown, fstat};
+    let step = || "hand the standard streams over";
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    for fd in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
+        let kind = FileType::from_raw_mode(fstat(fd).step(step)?.st_mode);
+        if kind == FileType::Fifo {
+            fchown(fd, user.map(Uid::from_raw), None).step(step)?;
+        }
+    }
+    Ok(())
+}
+
 fn prepare(
     plan: &Plan,
     control: &OwnedFd,
@@ -63,9 +85,10 @@ fn prepare(
     listener: NotifyListener,
     channels: &mut Channels,
 ) -> Result<()> {
-    crate::cgroup::join(&plan.cgroup)?;
+    if plan.entry.is_none() {
+        settle(plan)?;
+    }
     crisp_sys::clone::reset_signals().step(|| "reset the signals")?;
-    process::set_oom_score_adj(plan.process.oom_score_adj())?;
     // Nobody in the container's namespaces may look into this process before it is the container's (CVE-2016-9962).
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .step(|| "make init not dumpable")?;

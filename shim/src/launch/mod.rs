@@ -23,6 +23,7 @@ use rustix::thread::ThreadNameSpaceType;
 use self::spec::Plan;
 use crate::control::{self, CONSOLE_FD, CONTROL_FD};
 use crate::error::{Error, Result, Step as _, chain};
+use crate::userns::{self, Birth};
 
 /// Longest order: the request that the shim got in one packet.
 const ORDER_BYTES_MAX: usize = 256 * 1024;
@@ -58,13 +59,22 @@ fn launch(control: &OwnedFd) -> Result<()> {
 
     let birth = crate::cgroup::birth_directory(&plan.cgroup)?;
     let args = CloneArgs {
-        namespaces: enter_or_new_pid_namespace(&plan)?,
         parent: Parent::CallersParent,
         cgroup: birth.as_ref().map(std::os::fd::AsFd::as_fd),
+        ..CloneArgs::default()
     };
-    let child = single
-        .fork(&args, || init::run(&plan, control, console, listener, &mut channels))
-        .step(|| "clone the container's init")?;
+    let child = match &plan.entry {
+        None => {
+            let args = CloneArgs { namespaces: enter_or_new_pid_namespace(&plan)?, ..args };
+            let run = || init::run(&plan, control, console, listener, &mut channels);
+            single.fork(&args, run).step(|| "clone the container's init")?
+        }
+        Some(entry) => {
+            let birth = Birth { entry, middle: args, namespaces: plan.own_pid_namespace() };
+            let run = || init::run(&plan, control, console, listener, &mut channels);
+            userns::fork(single, &birth, || init::settle(&plan), run)?
+        }
+    };
     control::send_process(control, child.pid, child.pidfd.as_fd()).step(|| "report init")?;
     channels.serve_hooks(&plan, child.pid)
 }

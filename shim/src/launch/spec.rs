@@ -13,6 +13,7 @@ use rustix::mount::MountPropagationFlags;
 
 use crate::error::{Error, Result, Step as _, chain};
 use crate::process::{Filter, Label};
+use crate::userns::Entry;
 
 /// Longest `config.json`.
 const CONFIG_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -45,6 +46,10 @@ pub(super) struct Plan {
     pub(super) label: Option<Label>,
     pub(super) rootfs: PathBuf,
     pub(super) cgroup: pb::Cgroup,
+    /// The pod's user namespace and what belongs to it; `None` stays in the host's.
+    pub(super) entry: Option<Entry>,
+    /// The container's user as the host knows it.
+    pub(super) host_user: Option<u32>,
     /// Mount points inside the container that get a propagation type after everything is mounted.
     pub(super) propagation: Vec<(PathBuf, MountPropagationFlags)>,
     /// To be made read-only after everything is mounted.
@@ -70,6 +75,8 @@ impl Plan {
         let label = Label::wanted(&process)?;
         let seal_read_only = replace_cgroup_mount(&mut spec, &cgroup)?;
         let propagation = take_propagation(&mut spec);
+        let host_user = host_user(&spec, process.user().uid());
+        let entry = take_joined(&mut spec)?;
         strip(&mut spec);
         Ok(Self {
             spec: Rc::new(spec),
@@ -78,12 +85,21 @@ impl Plan {
             label,
             rootfs,
             cgroup,
+            entry,
+            host_user,
             propagation,
             seal_read_only,
             id: order.container_id,
             bundle,
             state_dir: order.state_dir.into(),
         })
+    }
+
+    /// The clone flag for a PID namespace of its own, unless one was entered.
+    pub(super) fn own_pid_namespace(&self) -> u64 {
+        let namespaces = self.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+        let own = namespaces.into_iter().flatten().any(|ns| ns.typ() == LinuxNamespaceType::Pid);
+        if own { super::CLONE_NEWPID } else { 0 }
     }
 
     /// libcontainer's record of the container, which hooks are told.
@@ -114,6 +130,30 @@ fn rootfs(spec: &Spec, bundle: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// With a user namespace: takes the namespaces that are joined out, and opens them while their paths can be reached; init is born in
+/// them. What libcontainer makes itself then belongs to that user namespace.
+fn take_joined(spec: &mut Spec) -> Result<Option<Entry>> {
+    let Some(linux) = spec.linux_mut() else { return Ok(None) };
+    let all = linux.namespaces().clone().unwrap_or_default();
+    let (joined, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|ns| ns.path().is_some());
+    let (user, others): (Vec<_>, Vec<_>) = joined.iter().partition(|ns| ns.typ() == LinuxNamespaceType::User);
+    let Some(user) = user.first().and_then(|ns| ns.path().as_deref()) else { return Ok(None) };
+    let entry = Entry::open(user, others.iter().filter_map(|ns| ns.path().as_deref()))?;
+    linux.set_namespaces(Some(rest)).set_uid_mappings(None).set_gid_mappings(None);
+    Ok(Some(entry))
+}
+
+/// `None` for one that the user namespace does not have.
+fn host_user(spec: &Spec, uid: u32) -> Option<u32> {
+    let Some(mappings) = spec.linux().as_ref().and_then(|linux| linux.uid_mappings().as_ref()) else {
+        return Some(uid);
+    };
+    mappings.iter().find_map(|m| {
+        let at = uid.checked_sub(m.container_id()).filter(|at| *at < m.size())?;
+        m.host_id().checked_add(at)
+    })
+}
+
 /// What libcontainer ignores without a word, or fails at in the middle.
 fn refuse_unsupported(spec: &Spec) -> Result<()> {
     let Some(linux) = spec.linux() else {
@@ -123,7 +163,9 @@ fn refuse_unsupported(spec: &Spec) -> Result<()> {
     let namespaces = linux.namespaces().iter().flatten();
     for namespace in namespaces {
         match namespace.typ() {
-            LinuxNamespaceType::User => return unsupported("a user namespace"),
+            LinuxNamespaceType::User if namespace.path().is_none() => {
+                return unsupported("a user namespace of the container's own");
+            }
             LinuxNamespaceType::Time => return unsupported("a time namespace"),
             _ => {}
         }
