@@ -12,11 +12,13 @@ use crate::say;
 mod cli;
 mod container;
 mod crictl;
+mod events;
 mod exec;
 mod faults;
 mod handlers;
 mod image;
 mod layers;
+mod metrics;
 mod network;
 mod pod;
 mod replay;
@@ -61,6 +63,8 @@ fn all() -> Vec<(&'static str, &'static Test)> {
         ("exec", exec::TESTS),
         ("network", network::TESTS),
         ("stats", stats::TESTS),
+        ("metrics", metrics::TESTS),
+        ("events", events::TESTS),
         ("image", image::TESTS),
         ("layers", layers::TESTS),
         ("handlers", handlers::TESTS),
