@@ -77,6 +77,7 @@ async fn run(config: Config) -> Result<()> {
     announce(&listen).map_err(|error| startup("say that the daemon is ready", error))?;
     let stop = stop_signal().map_err(|error| startup("listen for signals", error))?;
     let served = serve_until(&daemon, listener, stop).await;
+    crate::nri::shut_down(&daemon).await;
     // The next daemon finds no stale socket, and clients see at once that nobody is there.
     let _gone = std::fs::remove_file(&listen);
     tracing::info!("daemon ended; pods run on");
@@ -91,6 +92,7 @@ async fn serve_until(
     let (started, ended) = tokio::sync::oneshot::channel();
     let server = tonic::transport::Server::builder()
         .trace_fn(|request| tracing::info_span!("rpc", path = request.uri().path()))
+        .layer(crate::deadline::Deadline)
         .add_service(cri::runtime_service(daemon))
         .add_service(cri::image_service(daemon))
         .add_service(admin::service(daemon))
