@@ -1,5 +1,6 @@
 //! A client of our own, and a backend that runs real processes.
 #![allow(dead_code, reason = "each test program uses its part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
 use std::net::TcpStream as StdTcpStream;
 use std::os::fd::OwnedFd;
@@ -12,27 +13,28 @@ use crisp_streaming::spdy::frame::{self as spdy, Fin};
 use crisp_streaming::spdy::headers::{HeaderWriter, Headers};
 use crisp_streaming::ws::frame as ws;
 use crisp_streaming::{
-    AttachRequest, Backend, Config, End, Ends, ExecRequest, Exit, Failure, PortForwardRequest, Process, Server,
+    AttachRequest, Backend, Config, End, Ends, ExecRequest, Exit, Failure, PortForwardRequest, Process,
+    Server,
 };
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits for `future`, but not for ever.
-pub async fn soon<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("in time")
 }
 
 /// Runs commands on this machine; counts what it runs.
 #[derive(Debug, Default)]
-pub struct Processes {
-    pub running: Arc<AtomicUsize>,
-    pub changed: Arc<Notify>,
-    pub sizes: Arc<std::sync::Mutex<Vec<(u16, u16)>>>,
-    pub pod_ended: Notify,
+pub(crate) struct Processes {
+    pub(crate) running: Arc<AtomicUsize>,
+    pub(crate) changed: Arc<Notify>,
+    pub(crate) sizes: Arc<std::sync::Mutex<Vec<(u16, u16)>>>,
+    pub(crate) pod_ended: Notify,
 }
 
 struct Guard(Arc<AtomicUsize>, Arc<Notify>);
@@ -77,7 +79,7 @@ impl Processes {
     }
 
     /// Waits until nothing runs.
-    pub async fn settled(&self) {
+    pub(crate) async fn settled(&self) {
         while self.running.load(Ordering::SeqCst) > 0 {
             self.changed.notified().await;
         }
@@ -105,43 +107,43 @@ impl Backend for Processes {
     }
 }
 
-pub async fn server(config: Config) -> (Server, Arc<Processes>) {
+pub(crate) async fn server(config: Config) -> (Server, Arc<Processes>) {
     let processes = Arc::new(Processes::default());
     (Server::bind(&config, Arc::clone(&processes) as Arc<dyn Backend>).await.unwrap(), processes)
 }
 
 /// Standard input, output, error: each wanted or not.
-pub fn ends(wanted: &str) -> Ends {
+pub(crate) fn ends(wanted: &str) -> Ends {
     let has = |letter| wanted.contains(letter);
     Ends::from([(End::Stdin, has('i')), (End::Stdout, has('o')), (End::Stderr, has('e'))])
 }
 
-pub fn exec(command: &[&str], wanted: &str) -> ExecRequest {
+pub(crate) fn exec(command: &[&str], wanted: &str) -> ExecRequest {
     let command = command.iter().map(|&word| word.to_owned()).collect();
     ExecRequest { container: "c".to_owned(), command, ends: ends(wanted), tty: wanted.contains('t') }
 }
 
-pub fn forward(ports: &[u16]) -> PortForwardRequest {
+pub(crate) fn forward(ports: &[u16]) -> PortForwardRequest {
     PortForwardRequest { pod: "p".to_owned(), ports: ports.to_vec() }
 }
 
 /// What a server said to a request.
 #[derive(Debug)]
-pub struct Response {
-    pub status: u16,
-    pub head: String,
-    pub socket: TcpStream,
+pub(crate) struct Response {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) socket: TcpStream,
 }
 
 impl Response {
-    pub fn header(&self, name: &str) -> Vec<&str> {
+    pub(crate) fn header(&self, name: &str) -> Vec<&str> {
         let named = |line: &'_ &str| line.split_once(':').is_some_and(|(n, _)| n.eq_ignore_ascii_case(name));
         self.head.lines().filter(named).map(|line| line.split_once(':').unwrap().1.trim()).collect()
     }
 }
 
 /// Asks for `url` with `headers`, each ending in `\r\n`.
-pub async fn request(method: &str, url: &str, headers: &str) -> Response {
+pub(crate) async fn request(method: &str, url: &str, headers: &str) -> Response {
     let (address, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
     let mut socket = TcpStream::connect(address).await.unwrap();
     socket.set_nodelay(true).unwrap();
@@ -156,14 +158,15 @@ pub async fn request(method: &str, url: &str, headers: &str) -> Response {
     Response { status, head, socket }
 }
 
-pub async fn spdy_request(url: &str, versions: &str) -> Response {
+pub(crate) async fn spdy_request(url: &str, versions: &str) -> Response {
     let headers =
         format!("Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: {versions}\r\n");
     request("POST", url, &headers).await
 }
 
-pub async fn ws_request(url: &str, protocol: &str) -> Response {
-    let offer = if protocol.is_empty() { String::new() } else { format!("Sec-WebSocket-Protocol: {protocol}\r\n") };
+pub(crate) async fn ws_request(url: &str, protocol: &str) -> Response {
+    let offer =
+        if protocol.is_empty() { String::new() } else { format!("Sec-WebSocket-Protocol: {protocol}\r\n") };
     let headers = format!(
         "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{offer}"
@@ -173,7 +176,7 @@ pub async fn ws_request(url: &str, protocol: &str) -> Response {
 
 /// What a SPDY server said.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Said {
+pub(crate) enum Said {
     Reply(u32),
     Data(u32, Vec<u8>),
     Fin(u32),
@@ -183,22 +186,22 @@ pub enum Said {
 }
 
 /// A SPDY client: what is heard comes by a channel, so that writing never waits for reading.
-pub struct Spdy {
-    pub write: tokio::net::tcp::OwnedWriteHalf,
-    pub heard: mpsc::Receiver<Said>,
+pub(crate) struct Spdy {
+    pub(crate) write: tokio::net::tcp::OwnedWriteHalf,
+    pub(crate) heard: mpsc::Receiver<Said>,
     headers: HeaderWriter,
     next: u32,
     early: Vec<Said>,
 }
 
 impl Spdy {
-    pub async fn connect(url: &str, versions: &str) -> Self {
+    pub(crate) async fn connect(url: &str, versions: &str) -> Self {
         let response = spdy_request(url, versions).await;
         assert_eq!(response.status, 101, "{}", response.head);
         Self::over(response.socket)
     }
 
-    pub fn over(socket: TcpStream) -> Self {
+    pub(crate) fn over(socket: TcpStream) -> Self {
         let (mut read, write) = socket.into_split();
         let (tell, heard) = mpsc::channel(64);
         tokio::spawn(async move {
@@ -218,7 +221,7 @@ impl Spdy {
     }
 
     /// Opens a stream and waits for nothing.
-    pub async fn syn<const N: usize>(&mut self, headers: [(&str, &str); N]) -> u32 {
+    pub(crate) async fn syn<const N: usize>(&mut self, headers: [(&str, &str); N]) -> u32 {
         let stream = self.next;
         self.next += 2;
         let frame = spdy::syn_stream(stream, &Headers::from(headers), &mut self.headers);
@@ -227,7 +230,7 @@ impl Spdy {
     }
 
     /// Opens a stream and waits for the reply.
-    pub async fn open<const N: usize>(&mut self, headers: [(&str, &str); N]) -> u32 {
+    pub(crate) async fn open<const N: usize>(&mut self, headers: [(&str, &str); N]) -> u32 {
         let stream = self.syn(headers).await;
         loop {
             match self.hear().await.expect("a reply") {
@@ -240,21 +243,21 @@ impl Spdy {
         }
     }
 
-    pub async fn raw(&mut self, frame: &[u8]) {
+    pub(crate) async fn raw(&mut self, frame: &[u8]) {
         soon(self.write.write_all(frame)).await.unwrap();
     }
 
-    pub async fn data(&mut self, stream: u32, payload: &[u8], fin: Fin) {
+    pub(crate) async fn data(&mut self, stream: u32, payload: &[u8], fin: Fin) {
         let frame = [&spdy::data_header(stream, fin, payload.len())[..], payload].concat();
         self.raw(&frame).await;
     }
 
-    pub async fn hear(&mut self) -> Option<Said> {
+    pub(crate) async fn hear(&mut self) -> Option<Said> {
         soon(self.heard.recv()).await
     }
 
     /// Everything said on `stream` until it is closed by an end or a reset.
-    pub async fn all(&mut self, stream: u32) -> Vec<u8> {
+    pub(crate) async fn all(&mut self, stream: u32) -> Vec<u8> {
         let mut all = Vec::new();
         for said in std::mem::take(&mut self.early) {
             match said {
@@ -274,7 +277,7 @@ impl Spdy {
     }
 
     /// Waits for `want`, keeping what comes before.
-    pub async fn expect(&mut self, want: &Said) {
+    pub(crate) async fn expect(&mut self, want: &Said) {
         if self.early.contains(want) {
             return;
         }
@@ -288,7 +291,7 @@ impl Spdy {
     }
 
     /// Waits for the end of the connection.
-    pub async fn closed(&mut self) -> Vec<Said> {
+    pub(crate) async fn closed(&mut self) -> Vec<Said> {
         let mut all = std::mem::take(&mut self.early);
         while let Some(said) = self.hear().await {
             all.push(said);
@@ -313,8 +316,8 @@ fn said(event: spdy::Event<'_>) -> Vec<Said> {
 }
 
 /// A WebSocket client.
-pub struct WebSocket {
-    pub socket: TcpStream,
+pub(crate) struct WebSocket {
+    pub(crate) socket: TcpStream,
     decoder: ws::Decoder,
     unread: Vec<u8>,
     message: Vec<u8>,
@@ -322,32 +325,37 @@ pub struct WebSocket {
 
 /// What a WebSocket server said.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Message {
+pub(crate) enum Message {
     Data(Vec<u8>),
     Pong,
     Close,
 }
 
 impl WebSocket {
-    pub async fn connect(url: &str, protocol: &str) -> Self {
+    pub(crate) async fn connect(url: &str, protocol: &str) -> Self {
         let response = ws_request(url, protocol).await;
         assert_eq!(response.status, 101, "{}", response.head);
         assert_eq!(response.header("sec-websocket-accept"), ["s3pPLMBiTxaQ9kYGzzhZRbK+xOo="]);
         let socket = response.socket;
-        Self { socket, decoder: ws::Decoder::new(ws::Sender::Server), unread: Vec::new(), message: Vec::new() }
+        Self {
+            socket,
+            decoder: ws::Decoder::new(ws::Sender::Server),
+            unread: Vec::new(),
+            message: Vec::new(),
+        }
     }
 
-    pub async fn send(&mut self, operation: ws::Operation, payload: &[u8]) {
+    pub(crate) async fn send(&mut self, operation: ws::Operation, payload: &[u8]) {
         let frame = ws::masked(operation, payload, [1, 2, 3, 250]);
         soon(self.socket.write_all(&frame)).await.unwrap();
     }
 
-    pub async fn binary(&mut self, channel: u8, payload: &[u8]) {
+    pub(crate) async fn binary(&mut self, channel: u8, payload: &[u8]) {
         self.send(ws::Operation::Binary, &[&[channel], payload].concat()).await;
     }
 
     /// The next message; none at the end.
-    pub async fn hear(&mut self) -> Option<Message> {
+    pub(crate) async fn hear(&mut self) -> Option<Message> {
         loop {
             if let Some(message) = self.parse() {
                 return Some(message);
@@ -365,7 +373,8 @@ impl WebSocket {
         let mut unread = std::mem::take(&mut self.unread);
         let mut input = unread.as_mut_slice();
         let mut heard = None;
-        while let (None, Some(event)) = (&heard, self.decoder.next(&mut input).unwrap()) {
+        while heard.is_none() {
+            let Some(event) = self.decoder.next(&mut input).unwrap() else { break };
             match event {
                 ws::Event::Data { place, chunk } => {
                     self.message.extend(chunk);
@@ -381,7 +390,7 @@ impl WebSocket {
     }
 
     /// Everything until the close frame, by channel.
-    pub async fn all(&mut self) -> [Vec<u8>; 8] {
+    pub(crate) async fn all(&mut self) -> [Vec<u8>; 8] {
         let mut channels: [Vec<u8>; 8] = Default::default();
         loop {
             match self.hear().await.expect("a close frame") {
