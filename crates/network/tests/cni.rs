@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 
 use crisp_domain::{ErrorKind, SandboxId};
 use crisp_network::{AttachRequest, CidrOutcome, Network, NetworkConfig, NetworkError, Protocol, Provider};
-use support::{PATIENCE, Pod, ask_tcp, ask_tcp_within, attach, chain, config, on_private_host, sh};
+use support::{
+    PATIENCE, Pod, ask_tcp, ask_tcp_within, attach, chain, config, on_private_host, reference_plugins_speak,
+    sh,
+};
 
 /// A configuration of the reference plugins with all their state below `dir`.
 fn put_reference_chain(dir: &Path, version: &str) {
@@ -104,8 +107,7 @@ fn addresses_of_host_local(dir: &Path) -> usize {
 #[test]
 fn the_reference_plugins_connect_and_disconnect_pods() {
     on_private_host("the_reference_plugins_connect_and_disconnect_pods", |dir| {
-        if !Path::new("/usr/lib/cni/bridge").exists() {
-            println!("the reference plugins are not installed: not run");
+        if !reference_plugins_speak("1.0.0") {
             return;
         }
         sh("echo 1 > /proc/sys/net/ipv4/ip_forward");
@@ -141,17 +143,20 @@ fn the_reference_plugins_connect_and_disconnect_pods() {
 #[test]
 fn every_version_of_the_specification_is_spoken() {
     on_private_host("every_version_of_the_specification_is_spoken", |dir| {
-        if !Path::new("/usr/lib/cni/bridge").exists() {
-            println!("the reference plugins are not installed: not run");
+        if !reference_plugins_speak("1.0.0") {
             return;
         }
         let network = Network::open(config(dir)).unwrap();
-        for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0"] {
+        for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+            if !reference_plugins_speak(version) {
+                continue;
+            }
             put_reference_chain(dir, version);
             let pod = Pod::new(dir, "web");
             attach(&network, &pod);
             let attachment = network.attachment(&pod.id).unwrap();
             assert_eq!(attachment.result["cniVersion"], version);
+            network.check(&pod.id).unwrap();
             network.detach(&pod.id, None).unwrap();
             assert_eq!((addresses_of_host_local(dir), records(dir)), (0, 0), "{version}");
         }
@@ -713,5 +718,58 @@ fn a_template_becomes_the_configuration_unless_there_is_another() {
         let other = dir.join("net.d/20-other.conflist");
         std::fs::write(&other, "{").unwrap();
         assert_eq!(network.apply_pod_cidr("10.9.0.0/24").unwrap(), CidrOutcome::Kept(other));
+    });
+}
+
+#[test]
+fn the_reference_plugins_understand_the_verbs_of_version_1_1() {
+    on_private_host("the_reference_plugins_understand_the_verbs_of_version_1_1", |dir| {
+        if !reference_plugins_speak("1.1.0") {
+            return;
+        }
+        sh("echo 1 > /proc/sys/net/ipv4/ip_forward");
+        put_reference_chain(dir, "1.1.0");
+        let network = Network::open(config(dir)).unwrap();
+        let took = eventually(|| network.status());
+        println!("STATUS of the chain after {took:?}");
+        let (kept, stale) = (Pod::new(dir, "kept"), Pod::new(dir, "stale"));
+        attach(&network, &kept);
+        attach(&network, &stale);
+        network.check(&kept.id).unwrap();
+        kept.ip_output("addr flush dev eth0");
+        let said = network.check(&kept.id).unwrap_err().to_string();
+        assert!(said.contains("CHECK") && said.contains("10.77.0.2"), "{said}");
+        network.gc(std::slice::from_ref(&kept.id)).unwrap();
+        assert_eq!((addresses_of_host_local(dir), records(dir)), (1, 1));
+        network.detach(&kept.id, None).unwrap();
+        assert_eq!((addresses_of_host_local(dir), records(dir)), (0, 0));
+    });
+}
+
+#[test]
+fn a_daemon_killed_between_two_networks_leaves_both() {
+    on_private_host("a_daemon_killed_between_two_networks_leaves_both", |dir| {
+        let open = |dir: &Path| {
+            let mut config = config(dir);
+            config.cni_networks_max = 2;
+            Network::open(config).unwrap()
+        };
+        if let Some(dir) = support::victim() {
+            drop(open(&dir).attach(&own_namespace(&dir)));
+            panic!("it was to be killed");
+        }
+        put_plugin(dir, "a", &result_of("10.1.0.2/24"));
+        put_plugin(dir, "b", &format!("if [ $CNI_COMMAND = ADD ]; then kill -9 $PPID; fi\n{RESULT}"));
+        networks(dir, &["a", "b"]);
+        drop(own_namespace(dir));
+        let ended =
+            support::spawn_victim("a_daemon_killed_between_two_networks_leaves_both", dir).wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended), Some(9));
+        assert_eq!((calls(dir), records(dir)), (vec!["a ADD netns=set".into(), "b ADD netns=set".into()], 1));
+        open(dir).gc(&[]).unwrap();
+        assert_eq!(calls(dir), ["b DEL netns=set", "a DEL netns=set"]);
+        assert_eq!(request_of(dir, "a-DEL")["prevResult"]["ips"][0]["address"], "10.1.0.2/24");
+        assert!(request_of(dir, "b-DEL").get("prevResult").is_none());
+        assert_eq!(records(dir), 0);
     });
 }

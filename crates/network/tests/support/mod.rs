@@ -78,11 +78,31 @@ pub(crate) fn sh(line: &str) -> String {
     said
 }
 
+/// Where the reference plugins lie: newer ones than the distribution's can be named.
+pub(crate) fn reference_plugins() -> PathBuf {
+    std::env::var_os("CRISP_CNI_BIN_DIR").map_or_else(|| "/usr/lib/cni".into(), PathBuf::from)
+}
+
+/// Do the reference plugins speak this version? A test that needs it says that it is not run.
+pub(crate) fn reference_plugins_speak(version: &str) -> bool {
+    let bridge = reference_plugins().join("bridge");
+    if !bridge.exists() {
+        println!("the reference plugins are not installed: not run");
+        return false;
+    }
+    let said = sh(&format!("echo '{{\"cniVersion\":\"1.0.0\"}}' | CNI_COMMAND=VERSION {}", bridge.display()));
+    let speak = said.contains(&format!("\"{version}\""));
+    if !speak {
+        println!("the reference plugins do not speak {version}: not run with it");
+    }
+    speak
+}
+
 /// Settings with everything below `dir` and no CNI.
 pub(crate) fn config(dir: &Path) -> NetworkConfig {
     let mut config = NetworkConfig::new(dir.join("network"));
     config.cni_conf_dir = dir.join("net.d");
-    config.cni_bin_dirs = vec![dir.join("bin"), "/usr/lib/cni".into()];
+    config.cni_bin_dirs = vec![dir.join("bin"), reference_plugins()];
     config.plugin_timeout = Duration::from_secs(30);
     config
 }
