@@ -48,6 +48,11 @@ where
         job.await
     }
 
+    /// Whether the job with this key is under way.
+    pub(crate) fn is_running(&self, key: &K) -> bool {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
+    }
+
     fn spawn(&self, key: K, work: impl Future<Output = Result<T>> + Send + 'static) -> Running<T> {
         let table = Arc::clone(&self.running);
         let task = tokio::spawn(
@@ -93,6 +98,7 @@ mod tests {
         while runs.load(Ordering::SeqCst) == 0 {
             tokio::task::yield_now().await;
         }
+        assert!(jobs.is_running(&"pod") && !jobs.is_running(&"other"));
         first.abort();
         assert!(first.await.unwrap_err().is_cancelled());
         let second = start();

@@ -358,7 +358,11 @@ async fn sample_while_asked(daemon: Weak<Daemon>) {
             return;
         }
         // What fails here fails in the next request too, and is told there.
-        let _sampled = blocking::run(move || Ok(sample(&daemon))).await;
+        let sampling = move || {
+            sample(&daemon);
+            Ok(())
+        };
+        let _sampled = blocking::run(sampling).await;
     }
 }
 

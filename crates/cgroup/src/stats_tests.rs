@@ -14,40 +14,40 @@ fn psi(total_ns: u64) -> PsiLine {
     PsiLine { avg10: 1.5, avg60: 0.25, avg300: 0.01, total_ns }
 }
 
+const PRESSURE: &str =
+    "some avg10=1.50 avg60=0.25 avg300=0.01 total=7\nfull avg10=1.50 avg60=0.25 avg300=0.01 total=3\n";
+
+const V2_FILES: [(&str, &str); 17] = [
+    (
+        "cpu.stat",
+        "usage_usec 1500\nuser_usec 1000\nsystem_usec 500\nnr_periods 4\nnr_throttled 2\nthrottled_usec 9\n",
+    ),
+    ("cpu.pressure", PRESSURE),
+    ("memory.current", "1000\n"),
+    ("memory.max", "4096\n"),
+    (
+        "memory.stat",
+        "anon 600\nfile 300\nkernel 70\nkernel_stack 9\nfile_mapped 20\ninactive_file 200\nactive_file 90\nworkingset 9\npgfault 11\npgmajfault 3\n",
+    ),
+    ("memory.peak", "2000\n"),
+    ("pids.max", "100\n"),
+    ("io.stat", "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6 cost.usage=9\n7:1 \n"),
+    ("hugetlb.2MB.current", "2097152\n"),
+    ("hugetlb.2MB.rsvd.current", "7\n"),
+    ("hugetlb.1GB.current", "0\n"),
+    ("memory.events", "low 0\nhigh 0\nmax 3\noom 2\noom_kill 1\noom_group_kill 0\n"),
+    ("memory.swap.current", "50\n"),
+    ("memory.swap.max", "80\n"),
+    ("memory.pressure", PRESSURE),
+    ("io.pressure", PRESSURE),
+    ("pids.current", "5\n"),
+];
+
 #[test]
 fn v2_files_become_stats() {
     let tmp = tempfile::tempdir().unwrap();
     put(tmp.path(), &[("cgroup.controllers", "cpu io memory pids hugetlb\n")]);
-    let pressure =
-        "some avg10=1.50 avg60=0.25 avg300=0.01 total=7\nfull avg10=1.50 avg60=0.25 avg300=0.01 total=3\n";
-    put(
-        &tmp.path().join("pod/c"),
-        &[
-            (
-                "cpu.stat",
-                "usage_usec 1500\nuser_usec 1000\nsystem_usec 500\nnr_periods 4\nnr_throttled 2\nthrottled_usec 9\n",
-            ),
-            ("cpu.pressure", pressure),
-            ("memory.current", "1000\n"),
-            ("memory.max", "4096\n"),
-            (
-                "memory.stat",
-                "anon 600\nfile 300\nkernel 70\nkernel_stack 9\nfile_mapped 20\ninactive_file 200\nactive_file 90\nworkingset 9\npgfault 11\npgmajfault 3\n",
-            ),
-            ("memory.peak", "2000\n"),
-            ("pids.max", "100\n"),
-            ("io.stat", "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6 cost.usage=9\n7:1 \n"),
-            ("hugetlb.2MB.current", "2097152\n"),
-            ("hugetlb.2MB.rsvd.current", "7\n"),
-            ("hugetlb.1GB.current", "0\n"),
-            ("memory.events", "low 0\nhigh 0\nmax 3\noom 2\noom_kill 1\noom_group_kill 0\n"),
-            ("memory.swap.current", "50\n"),
-            ("memory.swap.max", "80\n"),
-            ("memory.pressure", pressure),
-            ("io.pressure", pressure),
-            ("pids.current", "5\n"),
-        ],
-    );
+    put(&tmp.path().join("pod/c"), &V2_FILES);
     let cgroups = Cgroups::v2_at(tmp.path()).unwrap();
     let cgroup = cgroups.open(&CgroupPath::new("/pod/c").unwrap());
     let (some, full) = (psi(7000), psi(3000));

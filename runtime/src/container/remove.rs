@@ -10,17 +10,21 @@ use crate::blocking;
 use crate::daemon::Daemon;
 use crate::error::{Doing as _, Result};
 
+/// Of the removal's job.
+pub(crate) fn key(container: &Container) -> String {
+    format!("remove {}", container.id)
+}
+
 /// Removes a container, or joins the removal that is under way.
 ///
 /// # Errors
 /// The first step that failed; a repetition goes on from there.
 pub(crate) async fn remove(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
-    let key = format!("remove {}", container.id);
     let job = || {
         let (daemon, container) = (Arc::clone(daemon), Arc::clone(container));
         async move { steps(&daemon, &container).await }
     };
-    daemon.step_jobs.join_or_start(key, job).await
+    daemon.step_jobs.join_or_start(key(container), job).await
 }
 
 async fn steps(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {

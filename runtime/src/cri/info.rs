@@ -6,11 +6,12 @@ use crisp_image::Image;
 use serde_json::{Value, json};
 
 use super::image_service::encoding;
-use crate::container::Container;
+use crate::config::Handler;
+use crate::container::{self, Container};
 use crate::container::state::ContainerState;
 use crate::daemon::Daemon;
 use crate::error::Result;
-use crate::pod::Pod;
+use crate::pod::{self, Pod};
 
 type Info = HashMap<String, String>;
 
@@ -22,12 +23,25 @@ fn one(key: &str, value: &Value) -> Info {
 pub(crate) fn image(image: &Image) -> Result<Info> {
     let spec = serde_json::to_value(&image.config).map_err(encoding)?;
     let chain = image.chain.last().map(ToString::to_string);
-    Ok(one("info", &json!({ "chainID": chain, "imageSpec": spec })))
+    let labels = spec.pointer("/config/Labels").cloned().unwrap_or_else(|| json!({}));
+    Ok(one("info", &json!({ "chainID": chain, "imageSpec": spec, "labels": labels })))
+}
+
+/// The kind of a pod's handler and what it is called with. A handler that was configured when the pod was made may be gone since.
+fn handler(daemon: &Daemon, pod: &Pod) -> (&'static str, Value) {
+    match daemon.handler(&pod.record().handler) {
+        Ok(Handler::Builtin) => ("builtin", json!({})),
+        Ok(Handler::Oci(oci)) => {
+            ("oci", json!({ "binaryName": oci.path, "root": oci.root, "systemdCgroup": oci.systemd_cgroup }))
+        }
+        Err(_) => ("unknown", json!({})),
+    }
 }
 
 /// Of a container. Blocks: its specification is read from its bundle.
-pub(crate) fn container(container: &Container) -> Result<Info> {
+pub(crate) fn container(daemon: &Daemon, container: &Container) -> Result<Info> {
     let record = container.record();
+    let (runtime_type, runtime_options) = handler(daemon, &container.pod);
     let pid = match record.state {
         ContainerState::Running { pid, .. } => pid,
         ContainerState::Creating
@@ -43,10 +57,11 @@ pub(crate) fn container(container: &Container) -> Result<Info> {
     let value = json!({
         "sandboxID": record.pod_id,
         "pid": pid,
-        "removing": false,
+        "removing": daemon.step_jobs.is_running(&container::remove::key(container)),
         "snapshotKey": record.id,
         "snapshotter": "overlay",
-        "runtimeType": container.pod.record().handler,
+        "runtimeType": runtime_type,
+        "runtimeOptions": runtime_options,
         "config": serde_json::to_value(&*record.config).map_err(encoding)?,
         "runtimeSpec": spec,
         "privileged": security.is_some_and(|security| security.privileged),
@@ -64,11 +79,28 @@ pub(crate) fn pod(daemon: &Daemon, pod: &Pod) -> Result<Info> {
         .map(|(kind, path)| json!({ "type": kind, "path": path }))
         .collect();
     let attachment = daemon.network.attachment(&pod.id);
+    let (runtime_type, runtime_options) = handler(daemon, pod);
     let value = json!({
         "pid": record.init.map_or(0, |init| init.pid),
         "processStatus": if record.init.is_some() { "running" } else { "none" },
         "netNamespaceClosed": pod.netlink().is_none(),
+        // Pods are made of no image: their namespaces are pinned, and a PID 1 is the shim's.
+        "image": "",
+        "snapshotKey": "",
+        "snapshotter": "",
         "runtimeHandler": record.handler,
+        "runtimeType": runtime_type,
+        "runtimeOptions": runtime_options,
+        "sandboxMetadata": {
+            "id": record.id,
+            "name": pod::metadata(&record.config).name,
+            "namespace": pod::metadata(&record.config).namespace,
+            "uid": pod::metadata(&record.config).uid,
+            "attempt": pod::metadata(&record.config).attempt,
+            "createdAt": record.created_at.0,
+            "ips": record.ips,
+            "state": record.state.name(),
+        },
         "config": serde_json::to_value(&*record.config).map_err(encoding)?,
         "runtimeSpec": { "linux": { "namespaces": namespaces, "cgroupsPath": record.cgroup.path() } },
         "cniResult": attachment.map(|attachment| attachment.result),

@@ -257,7 +257,10 @@ impl RuntimeService for Runtime {
             let container = self.container(&request.container_id)?;
             let status = Some(convert::container_status(&container.record()));
             let info = match request.verbose {
-                true => blocking::run(move || info::container(&container)).await?,
+                true => {
+                    let daemon = Arc::clone(&self.daemon);
+                    blocking::run(move || info::container(&daemon, &container)).await?
+                }
                 false => HashMap::new(),
             };
             Ok(ContainerStatusResponse { status, info })

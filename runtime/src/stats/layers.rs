@@ -43,6 +43,14 @@ struct Entry {
     asked_at: Instant,
 }
 
+/// Whether a walk can begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Walk {
+    Begin,
+    /// Enough are under way.
+    NotNow,
+}
+
 /// The sizes known, and the walks under way.
 #[derive(Debug)]
 pub(super) struct Layers {
@@ -79,7 +87,8 @@ impl Layers {
         wanted: Vec<(ContainerId, PathBuf)>,
     ) -> Option<tokio::task::JoinHandle<()>> {
         let permit = Arc::clone(&self.walkers).try_acquire_owned().ok();
-        let due = self.take_due(wanted, Instant::now(), permit.is_some());
+        let walk = if permit.is_some() { Walk::Begin } else { Walk::NotNow };
+        let due = self.take_due(wanted, Instant::now(), walk);
         let permit = permit.filter(|_| !due.is_empty())?;
         let layers = Arc::clone(self);
         Some(tokio::task::spawn_blocking(move || {
@@ -92,12 +101,12 @@ impl Layers {
         }))
     }
 
-    /// Those to be measured again. Marks them, so that another request does not walk them too.
+    /// Those to be measured again, none when nobody can walk. Marks them, so that another request does not walk them too.
     fn take_due(
         &self,
         wanted: Vec<(ContainerId, PathBuf)>,
         now: Instant,
-        take: bool,
+        walk: Walk,
     ) -> Vec<(ContainerId, PathBuf)> {
         let mut entries = self.entries();
         entries.retain(|_, entry| now.saturating_duration_since(entry.asked_at) < FORGOTTEN_AFTER);
@@ -106,7 +115,9 @@ impl Layers {
             let new = Entry { known: None, looked_at: None, serves: SERVES_MIN, asked_at: now };
             let entry = entries.entry(id.clone()).or_insert(new);
             entry.asked_at = now;
-            if take && entry.looked_at.is_none_or(|at| now.saturating_duration_since(at) >= entry.serves) {
+            if walk == Walk::Begin
+                && entry.looked_at.is_none_or(|at| now.saturating_duration_since(at) >= entry.serves)
+            {
                 entry.looked_at = Some(now);
                 due.push((id, path));
             }
@@ -152,36 +163,39 @@ mod tests {
     #[test]
     fn a_size_serves_for_ten_seconds_and_nobody_walks_twice() {
         let (layers, start) = (Layers::default(), Instant::now());
-        assert_eq!(names(layers.take_due(wanted("a"), start, true)), "a");
-        assert_eq!(names(layers.take_due(wanted("ab"), start, true)), "b");
+        assert_eq!(names(layers.take_due(wanted("a"), start, Walk::Begin)), "a");
+        assert_eq!(names(layers.take_due(wanted("ab"), start, Walk::Begin)), "b");
         let late = start + SERVES_MIN + Duration::from_secs(1);
-        assert_eq!(names(layers.take_due(wanted("ab"), late, false)), "");
-        assert_eq!(names(layers.take_due(wanted("ab"), late, true)), "ab");
+        assert_eq!(names(layers.take_due(wanted("ab"), late, Walk::NotNow)), "");
+        assert_eq!(names(layers.take_due(wanted("ab"), late, Walk::Begin)), "ab");
     }
 
     #[test]
     fn a_layer_that_takes_long_is_walked_less_often() {
         let layers = Layers::default();
         for (took, serves) in [(0, SERVES_MIN), (1000, Duration::from_secs(100)), (60_000, SERVES_MAX)] {
-            layers.take_due(wanted("a"), Instant::now(), true);
+            layers.take_due(wanted("a"), Instant::now(), Walk::Begin);
             layers.store(&id('a'), Some(Usage::default()), Duration::from_millis(took));
             let now = Instant::now();
-            assert_eq!(names(layers.take_due(wanted("a"), now + serves - Duration::from_secs(1), true)), "");
-            assert_eq!(names(layers.take_due(wanted("a"), now + serves, true)), "a");
+            assert_eq!(
+                names(layers.take_due(wanted("a"), now + serves - Duration::from_secs(1), Walk::Begin)),
+                ""
+            );
+            assert_eq!(names(layers.take_due(wanted("a"), now + serves, Walk::Begin)), "a");
         }
     }
 
     #[test]
     fn a_failed_walk_keeps_what_was_known_and_what_nobody_asks_for_is_forgotten() {
         let (layers, start) = (Layers::default(), Instant::now());
-        layers.take_due(wanted("a"), start, true);
+        layers.take_due(wanted("a"), start, Walk::Begin);
         let usage = Usage { bytes: 7, inodes: 2 };
         layers.store(&id('a'), Some(usage), Duration::ZERO);
         layers.store(&id('a'), None, Duration::ZERO);
         layers.store(&id('b'), Some(usage), Duration::ZERO);
         let known = layers.known(&[id('a'), id('b')]);
         assert_eq!((known[0].map(|known| known.usage), known[1]), (Some(usage), None));
-        layers.take_due(wanted("b"), start + FORGOTTEN_AFTER, true);
+        layers.take_due(wanted("b"), start + FORGOTTEN_AFTER, Walk::Begin);
         assert_eq!(layers.known(&[id('a')]), [None]);
     }
 

@@ -66,7 +66,7 @@ mod tests {
         let (mut kept, start) = (Samples::default(), Instant::now());
         let mut add =
             |(at, used): &(u64, u64)| kept.add("a", start + Duration::from_millis(*at), used * 1_000_000);
-        samples.iter().map(|sample| add(sample)).last().flatten()
+        samples.iter().map(&mut add).last().flatten()
     }
 
     #[test]
