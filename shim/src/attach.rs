@@ -127,10 +127,12 @@ struct Pace {
 }
 
 impl Pace {
-    fn note(&mut self, is_behind: bool, now: Instant) {
-        if is_behind {
-            self.since.get_or_insert(now);
-        } else if let Some(since) = self.since.take() {
+    fn fell_behind(&mut self, now: Instant) {
+        self.since.get_or_insert(now);
+    }
+
+    fn caught_up(&mut self, now: Instant) {
+        if let Some(since) = self.since.take() {
             self.before += now.saturating_duration_since(since);
         }
     }
@@ -221,8 +223,11 @@ impl Attacher {
         }
         let interest = if sink.is_behind() { Interest::Write } else { Interest::Hangup };
         let _closed = epoll.change(&sink.fd, token, interest);
-        let is_behind = self.is_behind();
-        self.pace.note(is_behind, Instant::now());
+        if self.is_behind() {
+            self.pace.fell_behind(Instant::now());
+        } else {
+            self.pace.caught_up(Instant::now());
+        }
     }
 }
 

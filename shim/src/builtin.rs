@@ -38,13 +38,16 @@ impl Runtime for Builtin {
         let mut fds = vec![stdio.stdin, stdio.stdout, stdio.stderr, theirs];
         fds.extend(their_console);
         debug_assert_eq!((CONTROL_FD, CONSOLE_FD), (3, 4), "places in the list above");
-        self.single
+        let child = self
+            .single
             .fork(&CloneArgs::default(), || {
+                // A group of its own, to be killed whole: it runs hooks.
+                let _leader = rustix::process::setsid();
                 run_self(&fds, "launch");
                 127
             })
             .step(|| "start the launcher")?;
-        Ok(Begun::Launcher { control, console })
+        Ok(Begun::Launcher { child, control, console })
     }
 
     fn start(&self, order: &pb::CreateContainer, control: Option<&OwnedFd>) -> Result<Option<Command>> {
@@ -58,10 +61,11 @@ impl Runtime for Builtin {
         let (control, theirs) = fdpass::pair().step(|| "make a control socket")?;
         let birth = crate::cgroup::birth_directory(order.cgroup)?;
         let args = CloneArgs { cgroup: birth.as_ref().map(|dir| dir.as_fd()), ..CloneArgs::default() };
-        self.single
+        let child = self
+            .single
             .fork(&args, || crate::exec::run(self.single, &order, &theirs))
             .step(|| "start the helper of an exec")?;
-        Ok(Begun::Launcher { control, console: None })
+        Ok(Begun::Launcher { child, control, console: None })
     }
 
     fn delete(&self, _: &pb::CreateContainer) -> Result<Option<Command>> {

@@ -1,14 +1,15 @@
 //! A foreign program that the shim runs and waits for: an OCI runtime binary.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use crisp_sys::clone::{Child, CloneArgs, SingleThreaded, close_on_exec_from, dup_above, dup_onto};
-use crisp_sys::pidfd::Ended;
+use crisp_sys::pidfd::{self, Ended};
 use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, Signal};
 
 use crate::error::{Error, Result, Step as _};
 
@@ -22,7 +23,11 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 /// A program to be run.
 #[derive(Debug)]
 pub(crate) struct Order {
+    /// Absolute; `None` is the first argument.
+    pub(crate) program: Option<String>,
     pub(crate) args: Vec<String>,
+    /// `None` is what runtimes get: a path to search programs in.
+    pub(crate) env: Option<Vec<String>>,
     /// 0, 1 and 2; `None` is `/dev/null`.
     pub(crate) stdio: Option<[OwnedFd; 3]>,
     /// Where it writes its log (one JSON object per line).
@@ -53,9 +58,14 @@ pub(crate) struct Outcome {
 impl Command {
     pub(crate) fn start(single: SingleThreaded, order: Order) -> Result<Self> {
         let what = order.args.join(" ");
-        let strings: Result<Vec<_>, _> = order.args.iter().map(|arg| CString::new(arg.as_str())).collect();
-        let args =
-            strings.map_err(|_nul| Error::Invalid(format!("an argument of {what} holds a NUL character")))?;
+        let strings = |strings: Vec<String>| -> Result<Vec<CString>> {
+            let strings: Result<_, _> = strings.into_iter().map(CString::new).collect();
+            strings.map_err(|_nul| Error::Invalid(format!("an argument of {what} holds a NUL character")))
+        };
+        let mut program = strings(vec![order.program.unwrap_or_else(|| order.args[0].clone())])?;
+        let (args, env) =
+            (strings(order.args)?, strings(order.env.unwrap_or_else(|| vec![PATH.to_owned()]))?);
+        let program = program.pop().unwrap_or_default();
         for stale in [Some(&order.log), order.pid_file.as_ref()].into_iter().flatten() {
             let _not_there = std::fs::remove_file(stale);
         }
@@ -65,11 +75,16 @@ impl Command {
         };
         let child = single
             .fork(&CloneArgs::default(), || {
-                run(&args, &stdio);
+                run(&program, &args, &env, &stdio);
                 127
             })
             .step(|| format!("start {what}"))?;
         Ok(Self { child, what, log: order.log, pid_file: order.pid_file, console: order.console })
+    }
+
+    /// Its command line.
+    pub(crate) fn what(&self) -> &str {
+        &self.what
     }
 
     /// What became of it.
@@ -89,22 +104,32 @@ impl Command {
     }
 }
 
-fn null() -> Result<OwnedFd> {
+/// Kills a child and all of the process group that it leads.
+pub(crate) fn kill_group(child: &Child) {
+    // While nobody has waited for the leader, the group's number is its own.
+    if pidfd::is_unreaped(&child.pidfd)
+        && let Some(pid) = Pid::from_raw(child.pid)
+    {
+        let _no_such_group = rustix::process::kill_process_group(pid, Signal::KILL);
+    }
+    let _gone = pidfd::kill(&child.pidfd);
+}
+
+pub(crate) fn null() -> Result<OwnedFd> {
     rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step(|| "open /dev/null")
 }
 
-fn run(args: &[CString], stdio: &[OwnedFd; 3]) {
+fn run(program: &CStr, args: &[CString], env: &[CString], stdio: &[OwnedFd; 3]) {
     let place = || -> std::io::Result<()> {
         let moved = stdio.iter().map(|fd| dup_above(fd, FD_FLOOR)).collect::<Result<Vec<_>, _>>()?;
         (0..).zip(&moved).try_for_each(|(number, fd)| dup_onto(fd, number))?;
         close_on_exec_from(3)?;
+        // A group of its own, to be killed whole: it starts programs itself.
+        rustix::process::setsid()?;
         crisp_sys::clone::reset_signals()
     };
-    if place().is_ok()
-        && crate::process::unspare().is_ok()
-        && let (Some(program), Ok(path)) = (args.first(), CString::new(PATH))
-    {
-        let _error = crisp_sys::clone::exec(program, args, &[path]);
+    if place().is_ok() && crate::process::unspare().is_ok() {
+        let _error = crisp_sys::clone::exec(program, args, env);
     }
 }
 

@@ -9,14 +9,16 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crisp_proto::supervisor as pb;
+use crisp_sys::clone::Child;
 use crisp_sys::pidfd::Ended;
 
 use crate::attach::Input;
 use crate::cgroup::ExecGroup;
 use crate::command::Command;
+use crate::hooks::Hooks;
 use crate::output::Output;
 use crate::process::Filtered;
 
@@ -34,21 +36,72 @@ pub(crate) enum Phase {
     Creating {
         asker: Asker,
         failure: Option<String>,
-        deadline: Instant,
+        patience: Patience,
     },
     /// Its init waits.
     Created,
     /// Its init was told to execute the program.
     Starting {
-        asker: Asker,
+        /// Until it is answered.
+        asker: Option<Asker>,
         failure: Option<String>,
+        patience: Patience,
     },
     Running,
     /// The record is on disk.
     Exited(pb::Exit),
 }
 
+/// What takes too long is killed; what does not die of it is not waited for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    deadline: Instant,
+    killed: bool,
+}
+
+/// What a [`Patience`] comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Impatience {
+    Kill,
+    GiveUp,
+}
+
+/// How long something that was killed may take to die.
+const DEATH_MAX: Duration = Duration::from_secs(5);
+
+impl Patience {
+    pub(crate) fn new(time: Duration) -> Self {
+        Self { deadline: Instant::now() + time, killed: false }
+    }
+
+    pub(crate) fn deadline(self) -> Instant {
+        self.deadline
+    }
+
+    /// What is due now, once each.
+    pub(crate) fn due(&mut self, now: Instant) -> Option<Impatience> {
+        if now < self.deadline {
+            return None;
+        }
+        self.deadline = now + DEATH_MAX;
+        Some(if std::mem::replace(&mut self.killed, true) { Impatience::GiveUp } else { Impatience::Kill })
+    }
+
+    /// It is being killed for another reason.
+    pub(crate) fn shorten(&mut self) {
+        *self = Self { deadline: Instant::now() + DEATH_MAX, killed: true };
+    }
+}
+
 impl Phase {
+    /// Of a creation or a start.
+    pub(crate) fn patience(&mut self) -> Option<&mut Patience> {
+        match self {
+            Self::Creating { patience, .. } | Self::Starting { patience, .. } => Some(patience),
+            Self::Created | Self::Running | Self::Exited(_) => None,
+        }
+    }
+
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Creating { .. } => "being created",
@@ -112,6 +165,10 @@ pub(crate) struct Container {
     pub(crate) order: pb::CreateContainer,
     pub(crate) phase: Phase,
     pub(crate) filtered: Filtered,
+    /// Of a container that this shim makes itself.
+    pub(crate) hooks: Hooks,
+    /// Until it was reaped.
+    pub(crate) launcher: Option<Child>,
     /// Until it was reaped.
     pub(crate) init: Option<Process>,
     /// Init has said that it waits for its start.
@@ -126,8 +183,8 @@ pub(crate) struct Container {
     pub(crate) input: Input,
     /// OOM kills that its cgroup counted before it started.
     pub(crate) oom_kills_before: u64,
-    /// Who waits for it to be forgotten.
-    pub(crate) deleters: Vec<Asker>,
+    /// Who waits for it to be forgotten, until when.
+    pub(crate) deleters: Vec<(Asker, Instant)>,
 }
 
 impl Container {
@@ -174,13 +231,15 @@ pub(crate) struct Exec {
     pub(crate) kill: Kill,
     /// When its tree was first killed.
     pub(crate) killed_at: Option<Instant>,
+    /// When it is killed again, and the pause after that.
+    pub(crate) kill_again: Option<(Instant, Duration)>,
     /// Reaped; its helper's end of the control socket, or its tree, is waited for.
     pub(crate) exit: Option<pb::Exit>,
 }
 
 impl Exec {
     /// Kills it after this time, unless its own time is up before.
-    pub(crate) fn kill_at(&mut self, after: std::time::Duration) {
+    pub(crate) fn kill_at(&mut self, after: Duration) {
         let at = Instant::now().checked_add(after);
         if self.deadline.is_none_or(|deadline| at.is_some_and(|at| at < deadline)) {
             self.deadline = at;
@@ -203,14 +262,22 @@ pub(crate) enum Purpose {
     Create(u32),
     Start(u32),
     Delete(u32),
+    /// Takes back what a failed creation has left.
+    Undo(u32),
     Exec(u32),
+    Poststart {
+        key: u32,
+        /// Of the start.
+        asker: Asker,
+    },
+    Poststop(u32),
 }
 
 #[derive(Debug)]
 pub(crate) struct RunningCommand {
     pub(crate) command: Command,
     pub(crate) purpose: Purpose,
-    pub(crate) deadline: Instant,
+    pub(crate) patience: Patience,
 }
 
 #[cfg(test)]

@@ -40,6 +40,7 @@ struct Prepared {
     filter: Option<Filter>,
     label: Option<Label>,
     proc: OwnedFd,
+    own_user_namespace: bool,
 }
 
 fn enter(single: SingleThreaded, order: &ExecOrder<'_>, control: &OwnedFd) -> Result<()> {
@@ -53,6 +54,7 @@ fn enter(single: SingleThreaded, order: &ExecOrder<'_>, control: &OwnedFd) -> Re
         filter: filter(order)?,
         label: Label::wanted(&process)?,
         proc: process::open_proc()?,
+        own_user_namespace: has_own_user_namespace(order)?,
         process,
     };
     process::unspare()?;
@@ -61,14 +63,7 @@ fn enter(single: SingleThreaded, order: &ExecOrder<'_>, control: &OwnedFd) -> Re
     let mut keep = kept(order, control);
     keep.extend([order.init.as_fd(), prepared.proc.as_fd()]);
     close_all_from_except(3, &keep).step(|| "close inherited descriptors")?;
-    // A user namespace is not entered: containers with one are refused at their creation.
-    let namespaces =
-        Ns::MOUNT | Ns::NETWORK | Ns::INTER_PROCESS_COMMUNICATION | Ns::HOST_NAME_AND_NIS_DOMAIN_NAME;
-    rustix::thread::move_into_thread_name_spaces(
-        order.init.as_fd(),
-        namespaces | Ns::PROCESS_ID | Ns::CONTROL_GROUP,
-    )
-    .step(|| "enter the container's namespaces")?;
+    enter_namespaces(order, &prepared)?;
     let args = CloneArgs { parent: Parent::CallersParent, ..CloneArgs::default() };
     let child = single
         .fork(&args, || {
@@ -78,6 +73,45 @@ fn enter(single: SingleThreaded, order: &ExecOrder<'_>, control: &OwnedFd) -> Re
         })
         .step(|| "clone the process of the exec")?;
     control::send_process(control, child.pid, child.pidfd.as_fd()).step(|| "report the process")
+}
+
+/// All of them by one call: the kernel takes the user namespace first, and the rights of the host's root count for the others still.
+fn enter_namespaces(order: &ExecOrder<'_>, prepared: &Prepared) -> Result<()> {
+    let mut namespaces = Ns::MOUNT
+        | Ns::NETWORK
+        | Ns::INTER_PROCESS_COMMUNICATION
+        | Ns::HOST_NAME_AND_NIS_DOMAIN_NAME
+        | Ns::PROCESS_ID
+        | Ns::CONTROL_GROUP;
+    if prepared.own_user_namespace {
+        namespaces |= Ns::USER;
+    }
+    rustix::thread::move_into_thread_name_spaces(order.init.as_fd(), namespaces)
+        .step(|| "enter the container's namespaces")?;
+    if !prepared.own_user_namespace {
+        return Ok(());
+    }
+    // Until here it is the host's root, whom this user namespace does not know.
+    let step = || "become the root of the container's user namespace";
+    rustix::thread::set_thread_groups(&[]).step(step)?;
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).step(step)?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).step(step)?;
+    // A change of the user makes a process dumpable again.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).step(step)
+}
+
+/// Whether the container's init is in another user namespace than the shim. Joining one's own is an error.
+fn has_own_user_namespace(order: &ExecOrder<'_>) -> Result<bool> {
+    let namespace = |process: &str| {
+        let path = format!("/proc/{process}/ns/user");
+        rustix::fs::stat(&path).map(|stat| (stat.st_dev, stat.st_ino)).step(|| format!("look at {path}"))
+    };
+    let theirs = namespace(&order.init_pid.to_string())?;
+    // The number was not given to another process, so what was seen was init's.
+    if !crisp_sys::pidfd::is_unreaped(order.init) {
+        return Err(Error::Said("the container's init has ended".into()));
+    }
+    Ok(theirs != namespace("self")?)
 }
 
 /// What the process needs until its stdio stands.
@@ -113,10 +147,9 @@ fn prepare(order: &ExecOrder<'_>, prepared: &Prepared, control: &OwnedFd) -> Res
     // From here on paths are the container's.
     executable.close_others(&kept(order, control))?;
     rustix::process::setsid().step(|| "make a session")?;
-    let uid = process.user().uid();
     match &order.stdio {
         Some(stdio) => place([stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()])?,
-        None => open_terminal(uid, control)?,
+        None => open_terminal(process, control)?,
     }
     executable.close_others(&[control.as_fd()])?;
     set_user(process)?;
@@ -136,7 +169,7 @@ fn place(fds: [BorrowedFd<'_>; 3]) -> Result<()> {
 }
 
 /// A terminal of the container's own devpts, by descriptors alone (CVE-2025-52565).
-fn open_terminal(uid: u32, control: &OwnedFd) -> Result<()> {
+fn open_terminal(process: &Process, control: &OwnedFd) -> Result<()> {
     use rustix::fs::{OFlags, fstat, fstatfs, major, minor, open};
     use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
     /// `DEVPTS_SUPER_MAGIC` (`linux/magic.h`).
@@ -150,7 +183,13 @@ fn open_terminal(uid: u32, control: &OwnedFd) -> Result<()> {
     }
     unlockpt(&master).step(step)?;
     let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).step(step)?;
-    rustix::fs::fchown(&slave, Some(Uid::from_raw(uid)), None).step(step)?;
+    rustix::fs::fchown(&slave, Some(Uid::from_raw(process.user().uid())), None).step(step)?;
+    if let Some(size) = process.console_size() {
+        let cells = |count: u64| u16::try_from(count).unwrap_or(u16::MAX);
+        let (ws_row, ws_col) = (cells(size.height()), cells(size.width()));
+        let size = rustix::termios::Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&slave, size).step(step)?;
+    }
     rustix::process::ioctl_tiocsctty(&slave).step(step)?;
     control::send_terminal(control, master.as_fd()).step(|| "hand over the terminal")?;
     place([slave.as_fd(); 3])

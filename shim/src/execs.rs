@@ -25,6 +25,12 @@ const PROCESS_BYTES_MAX: u64 = 4 * 1024 * 1024;
 const ID_BYTES_MAX: usize = 64;
 /// Groups of ended execs that are kept for another try at removing them; the rest goes with the container's cgroup.
 const LEFTOVERS_MAX: usize = 64;
+/// Until a tree that is being killed is looked at again; it doubles up to [`KILL_PAUSE_MAX`].
+const KILL_PAUSE_MIN: Duration = Duration::from_millis(5);
+/// Longest pause between two looks.
+const KILL_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// How long a runtime binary may take to begin an exec.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(100);
 /// How long the end of a killed exec waits for what it started.
 const TREE_KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -33,7 +39,8 @@ impl Server {
         let key = self.find(&order.container_id)?;
         self.check_exec(key, &order)?;
         let Some(container) = self.containers.get(&key) else { return Ok(()) };
-        let Some(init) = container.init.as_ref().and_then(Process::pidfd) else {
+        let init = container.init.as_ref();
+        let Some((init, init_pid)) = init.and_then(|init| Some((init.pidfd()?, init.pid))) else {
             return Err(Error::WrongState { id: order.container_id, state: "without an init" });
         };
         let (stdio, process_json) = descriptors(&order, fds)?;
@@ -47,6 +54,7 @@ impl Server {
             filtered: container.filtered,
             state_dir: container.state_dir(),
             init,
+            init_pid,
             process_json: &process_json,
             cgroup: &cgroup,
             stdio,
@@ -73,6 +81,7 @@ impl Server {
             time_up: Kill::TimeUp,
             kill: Kill::No,
             killed_at: None,
+            kill_again: None,
             exit: None,
         };
         match begun {
@@ -83,7 +92,7 @@ impl Server {
             }
             Begun::Command(command) => {
                 self.execs.insert(exec_key, exec);
-                self.run_command(command, Purpose::Exec(exec_key));
+                self.run_command(command, Purpose::Exec(exec_key), COMMAND_TIMEOUT);
             }
         }
         Ok(())
@@ -259,11 +268,19 @@ impl Server {
     }
 
     pub(crate) fn exec_deadlines(&self) -> impl Iterator<Item = Instant> + '_ {
-        self.execs.values().filter(|exec| exec.kill == Kill::No).filter_map(|exec| exec.deadline)
+        self.execs.values().filter_map(|exec| match exec.kill {
+            Kill::No => exec.deadline,
+            Kill::Asked | Kill::TimeUp => exec.kill_again.map(|(at, _)| at),
+        })
     }
 
-    pub(crate) fn is_killing_execs(&self) -> bool {
-        self.execs.values().any(|exec| exec.kill != Kill::No)
+    /// Execs die with their container, also where its init was not the first process of their PID namespace.
+    pub(crate) fn kill_execs(&mut self, container: u32) {
+        for exec in self.execs.values_mut().filter(|exec| exec.container == container) {
+            if exec.kill == Kill::No {
+                exec.kill = Kill::Asked;
+            }
+        }
     }
 
     pub(crate) fn exec_tick(&mut self, now: Instant) {
@@ -272,13 +289,16 @@ impl Server {
                 exec.kill = exec.time_up;
             }
         }
-        let killed: Vec<_> =
-            self.execs.iter().filter(|(_, exec)| exec.kill != Kill::No).map(|(&key, _)| key).collect();
+        let due = |exec: &Exec| exec.kill != Kill::No && exec.kill_again.is_none_or(|(at, _)| now >= at);
+        let killed: Vec<_> = self.execs.iter().filter(|(_, exec)| due(exec)).map(|(&key, _)| key).collect();
         for key in killed {
             if let Some(exec) = self.execs.get_mut(&key) {
                 exec.killed_at.get_or_insert(now);
+                let pause = exec.kill_again.map_or(KILL_PAUSE_MIN, |(_, pause)| pause);
+                exec.kill_again = Some((now + pause, (2 * pause).min(KILL_PAUSE_MAX)));
                 kill_tree(exec);
             }
+            self.kill_commands(|purpose| matches!(purpose, Purpose::Exec(of) if *of == key));
             self.finish_exec(key);
         }
     }

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use crisp_proto::supervisor as pb;
-use crisp_sys::clone::SingleThreaded;
+use crisp_sys::clone::{Child, SingleThreaded};
 
 use crate::builtin::Builtin;
 use crate::command::Command;
@@ -24,8 +24,8 @@ pub(crate) struct ChildStdio {
 /// Something begun, and what will tell its result.
 #[derive(Debug)]
 pub(crate) enum Begun {
-    /// Reports come over a control socket; the launcher is a child of the shim.
-    Launcher { control: OwnedFd, console: Option<OwnedFd> },
+    /// Reports come over a control socket; the launcher is a child of the shim and leads a process group.
+    Launcher { child: Child, control: OwnedFd, console: Option<OwnedFd> },
     /// The end of a command tells.
     Command(Command),
 }
@@ -40,6 +40,8 @@ pub(crate) struct ExecOrder<'a> {
     pub(crate) filtered: Filtered,
     /// Of the container's init.
     pub(crate) init: &'a OwnedFd,
+    /// In the host's PID namespace.
+    pub(crate) init_pid: i32,
     pub(crate) process_json: &'a [u8],
     pub(crate) cgroup: &'a pb::Cgroup,
     /// `None` for a terminal.

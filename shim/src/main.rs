@@ -21,6 +21,7 @@ mod exec;
 mod execs;
 mod exit;
 mod handler;
+mod hooks;
 mod launch;
 mod lifecycle;
 mod log;

@@ -44,7 +44,10 @@ impl OciBinary {
     fn simple(&self, order: &pb::CreateContainer, command: &[&str]) -> Result<Command> {
         let log = Path::new(&order.state_dir).join("runtime.log");
         let args = self.args(&log, command);
-        Command::start(self.single, Order { args, stdio: None, log, pid_file: None, console: None })
+        Command::start(
+            self.single,
+            Order { program: None, args, env: None, stdio: None, log, pid_file: None, console: None },
+        )
     }
 }
 
@@ -63,7 +66,7 @@ impl Runtime for OciBinary {
         command.push(&order.container_id);
         let args = self.args(&log, &command);
         let stdio = Some([stdio.stdin, stdio.stdout, stdio.stderr]);
-        let order = Order { args, stdio, log, pid_file: Some(pid_file), console };
+        let order = Order { program: None, args, env: None, stdio, log, pid_file: Some(pid_file), console };
         Command::start(self.single, order).map(Begun::Command)
     }
 
@@ -86,7 +89,7 @@ impl Runtime for OciBinary {
         command.push(order.container_id);
         let args = self.args(&log, &command);
         let stdio = order.stdio.map(|stdio| [stdio.stdin, stdio.stdout, stdio.stderr]);
-        let order = Order { args, stdio, log, pid_file: Some(pid_file), console };
+        let order = Order { program: None, args, env: None, stdio, log, pid_file: Some(pid_file), console };
         Command::start(self.single, order).map(Begun::Command)
     }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crisp_proto::supervisor as pb;
 use crisp_sys::clone::{Child, CloneArgs, SingleThreaded, claim_inherited, reset_signals, watch_signals};
-use crisp_sys::fdpass::{self, Wait};
+use crisp_sys::fdpass;
 use crisp_sys::seccomp::Program;
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
@@ -26,8 +26,8 @@ const NOBODY: u32 = 65_535;
 /// A container kill is meant to spare it.
 const OOM_SCORE_ADJ: i32 = -998;
 
-/// Starts it in a new PID namespace and in the pod's namespaces; returns when it has confined itself.
-pub(crate) fn start(single: SingleThreaded, order: &pb::StartPodInit) -> Result<Child> {
+/// Starts it in a new PID namespace and in the pod's namespaces. Over the socket it tells when it has confined itself.
+pub(crate) fn start(single: SingleThreaded, order: &pb::StartPodInit) -> Result<(Child, OwnedFd)> {
     let cgroup = order.cgroup.clone().unwrap_or_default();
     let birth = crate::cgroup::birth_directory(&cgroup)?;
     let (control, theirs) = fdpass::pair().step(|| "make a control socket")?;
@@ -46,15 +46,7 @@ pub(crate) fn start(single: SingleThreaded, order: &pb::StartPodInit) -> Result<
             userns::fork(single, &birth, || settle(&cgroup, &[]), run)?
         }
     };
-    drop(theirs);
-    // A few system calls away, none of which waits for anybody.
-    match fdpass::receive(&control, 64, Wait::Block).step(|| "hear from the pod's init")? {
-        Some(packet) if packet.data == b"R" => Ok(child),
-        Some(packet) => {
-            Err(Error::Said(String::from_utf8_lossy(packet.data.get(1..).unwrap_or_default()).into_owned()))
-        }
-        None => Err(Error::Said("the pod's init ended without a word".into())),
-    }
+    Ok((child, control))
 }
 
 /// What takes the rights of the host's root.

@@ -24,6 +24,7 @@ use crate::epoll::{Epoll, Interest, Token};
 use crate::error::{Result, Step as _, chain};
 use crate::log::Stream;
 use crate::output::Scratch;
+use crate::service::PodInitStart;
 
 /// The listening socket.
 const LISTENER_FD: i32 = 3;
@@ -39,8 +40,6 @@ const CONNECTIONS_MAX: usize = 64;
 const REQUESTS_PER_TURN: usize = 16;
 /// Memory is given back when nothing has happened for this long.
 const IDLE: Duration = Duration::from_millis(500);
-/// How often a tree that is being killed is looked at.
-const KILL_POLL: Duration = Duration::from_millis(5);
 /// The error log ends here.
 const ERROR_LOG_BYTES_MAX: u64 = 256 * 1024;
 
@@ -78,9 +77,11 @@ fn note(pod_dir: &Path, text: &str) {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     Init(u32),
+    Launcher(u32),
     Exec(u32),
     Command(u32),
-    PodInit,
+    /// With this pid.
+    PodInit(i32),
 }
 
 #[derive(Debug)]
@@ -97,6 +98,8 @@ pub(crate) struct Server {
     pub(crate) attachers: Attachers,
     pub(crate) commands: BTreeMap<u32, RunningCommand>,
     pub(crate) pod_init: Option<Process>,
+    /// While it makes itself ready.
+    pub(crate) pod_init_start: Option<PodInitStart>,
     pub(crate) children: BTreeMap<i32, Role>,
     unclaimed: VecDeque<(i32, Ended)>,
     /// Groups of ended execs that still hold processes.
@@ -131,6 +134,7 @@ impl Server {
             attachers: Attachers::default(),
             commands: BTreeMap::new(),
             pod_init: None,
+            pod_init_start: None,
             children: BTreeMap::new(),
             unclaimed: VecDeque::new(),
             leftovers: Vec::new(),
@@ -175,7 +179,7 @@ impl Server {
             Token::AttachedStdin(key) => self.attached_input_ready(key),
             Token::AttachedStdout(key) => self.attached_output_ready(key, Stream::Stdout),
             Token::AttachedStderr(key) => self.attached_output_ready(key, Stream::Stderr),
-            Token::PodInitControl => {}
+            Token::PodInitControl => self.pod_init_control_ready(),
         }
     }
 
@@ -286,7 +290,12 @@ impl Server {
             Role::Init(key) => self.init_ended(key, ended),
             Role::Exec(key) => self.exec_ended(key, ended),
             Role::Command(key) => self.command_ended(key, ended),
-            Role::PodInit => self.pod_init = None,
+            Role::Launcher(key) => {
+                if let Some(container) = self.containers.get_mut(&key) {
+                    container.launcher = None;
+                }
+            }
+            Role::PodInit(pid) => self.pod_init_ended(pid),
         }
     }
 
@@ -314,7 +323,8 @@ impl Server {
             Role::Init(key) => self.containers.get(&key)?.init.as_ref()?.pidfd(),
             Role::Exec(key) => self.execs.get(&key)?.process.as_ref()?.pidfd(),
             Role::Command(key) => Some(&self.commands.get(&key)?.command.child.pidfd),
-            Role::PodInit => self.pod_init.as_ref()?.pidfd(),
+            Role::Launcher(key) => Some(&self.containers.get(&key)?.launcher.as_ref()?.pidfd),
+            Role::PodInit(pid) => self.pod_init.as_ref().filter(|init| init.pid == pid)?.pidfd(),
         }
     }
 
@@ -340,8 +350,9 @@ impl Server {
             self.lifecycle_deadlines().chain(self.exec_deadlines()).chain(self.attach_deadlines());
         let idle = self.active.map(|at| at + IDLE);
         let ending = self.ending.map(|(_, deadline)| deadline);
-        let next = deadlines.chain(idle).chain(ending).min().map(|at| at.saturating_duration_since(now));
-        if self.is_killing_execs() { Some(next.map_or(KILL_POLL, |next| next.min(KILL_POLL))) } else { next }
+        let init = self.pod_init_start.as_ref().map(|start| start.deadline);
+        let next = deadlines.chain(idle).chain(ending).chain(init).min();
+        next.map(|at| at.saturating_duration_since(now))
     }
 
     fn tick(&mut self) {
@@ -349,6 +360,7 @@ impl Server {
         self.lifecycle_tick(now);
         self.exec_tick(now);
         self.attach_tick(now);
+        self.pod_init_tick(now);
         if self.active.is_some_and(|at| now >= at + IDLE) {
             self.active = None;
             self.scratch.release();

@@ -9,7 +9,9 @@ use crisp_sys::fdpass::Packet;
 use pb::request::Call;
 use prost::Message as _;
 
-use crate::container::{Asker, Kill, Phase, Process};
+use crate::container::{Asker, Container, Kill, Phase, Process};
+use crate::control::{self, Report};
+use crate::epoll::Token;
 use crate::error::{Error, Result, Step as _, chain};
 use crate::server::{Role, Server};
 
@@ -19,6 +21,17 @@ const PROTOCOL: u32 = 1;
 const ENDING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Number of SIGKILL.
 const SIGKILL: i32 = 9;
+
+/// How long the pod's init may take to make itself ready.
+const POD_INIT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A pod's init on its way.
+#[derive(Debug)]
+pub(crate) struct PodInitStart {
+    asker: Asker,
+    control: OwnedFd,
+    pub(crate) deadline: Instant,
+}
 
 /// What a request comes to at once; `None`: the answer comes later.
 pub(crate) type Answer = Result<Option<pb::reply::Result>>;
@@ -50,7 +63,7 @@ impl Server {
                 self.greet(asker.connection);
                 Ok(Some(pb::reply::Result::State(self.state())))
             }
-            Call::StartPodInit(order) => self.start_pod_init(&order).map(Some),
+            Call::StartPodInit(order) => self.start_pod_init(asker, &order).map(|()| None),
             Call::Create(order) => self.create(asker, order).map(|()| None),
             Call::Start(order) => self.start(asker, &order.container_id).map(|()| None),
             Call::Signal(order) => self.signal(&order).map(|()| Some(DONE)),
@@ -70,27 +83,84 @@ impl Server {
         pb::State {
             protocol: PROTOCOL,
             shim_pid: rustix::process::getpid().as_raw_nonzero().get(),
-            pod_init_pid: self.pod_init.as_ref().map_or(0, |init| init.pid),
-            containers: self.containers.values().filter_map(crate::container::Container::state).collect(),
+            pod_init_pid: self.ready_pod_init().map_or(0, |init| init.pid),
+            containers: self.containers.values().filter_map(Container::state).collect(),
         }
     }
 
-    fn start_pod_init(&mut self, order: &pb::StartPodInit) -> Result<pb::reply::Result> {
+    fn ready_pod_init(&self) -> Option<&Process> {
+        self.pod_init.as_ref().filter(|_| self.pod_init_start.is_none())
+    }
+
+    fn start_pod_init(&mut self, asker: Asker, order: &pb::StartPodInit) -> Result<()> {
         if let Some(init) = &self.pod_init {
             return Err(Error::Exists { what: "the pod's init", id: init.pid.to_string() });
         }
-        let child = crate::pod_init::start(self.single, order)?;
-        let init = Process::new(child.pid, Some(child.pidfd));
-        let started = init.started();
-        self.pod_init = Some(init);
-        self.claim(child.pid, Role::PodInit);
-        Ok(started)
+        let (child, control) = crate::pod_init::start(self.single, order)?;
+        self.pod_init = Some(Process::new(child.pid, Some(child.pidfd)));
+        self.epoll.add(&control, Token::PodInitControl).step(|| "watch the pod's init")?;
+        let deadline = Instant::now() + POD_INIT_TIMEOUT;
+        self.pod_init_start = Some(PodInitStart { asker, control, deadline });
+        self.claim(child.pid, Role::PodInit(child.pid));
+        Ok(())
+    }
+
+    /// The pod's init is ready, or cannot become it.
+    pub(crate) fn pod_init_control_ready(&mut self) {
+        let Some(start) = &self.pod_init_start else { return };
+        let result = match control::receive(&start.control) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+            Ok(Some(Report::Ready)) => Ok(()),
+            Ok(Some(Report::Failed(text))) => Err(Error::Said(text)),
+            Ok(_) | Err(_) => Err(Error::Said("the pod's init ended without a word".into())),
+        };
+        self.pod_init_started(result);
+    }
+
+    fn pod_init_started(&mut self, result: Result<()>) {
+        let Some(start) = self.pod_init_start.take() else { return };
+        self.epoll.remove(&start.control);
+        let gone = || Error::Said("the pod's init is gone".into());
+        let init = self.pod_init.as_ref().ok_or_else(gone);
+        let answer = result.and_then(|()| init.map(Process::started));
+        // One that was never there for anybody ends without a word.
+        if answer.is_err()
+            && let Some(Err(error)) = self.pod_init.take().map(|init| init.kill())
+        {
+            self.note(&format!("kill the pod's init: {error}"));
+        }
+        self.reply(start.asker, answer, None);
+    }
+
+    pub(crate) fn pod_init_tick(&mut self, now: Instant) {
+        if self.pod_init_start.as_ref().is_some_and(|start| now >= start.deadline) {
+            let seconds = POD_INIT_TIMEOUT.as_secs();
+            self.pod_init_started(Err(Error::Said(format!(
+                "the pod's init was not ready within {seconds} s"
+            ))));
+        }
+    }
+
+    /// The pod's init was reaped. One that never was ready is told by the answer to its start.
+    pub(crate) fn pod_init_ended(&mut self, pid: i32) {
+        if self.pod_init.as_ref().is_none_or(|init| init.pid != pid) {
+            return;
+        }
+        self.pod_init_control_ready();
+        if self.pod_init_start.is_some() {
+            self.pod_init_started(Err(Error::Said("the pod's init ended before it was ready".into())));
+        } else if self.pod_init.take().is_some() {
+            self.announce(pb::message::Kind::PodInitExited(pb::PodInitExited { pid }));
+        }
     }
 
     fn signal(&mut self, order: &pb::Signal) -> Result<()> {
         let key = self.find(&order.container_id)?;
         let step = || format!("send signal {} to {}", order.signal, order.container_id);
         if order.exec_id.is_empty() {
+            if order.signal == SIGKILL {
+                self.abort(key);
+            }
             let init = self.containers.get(&key).and_then(|container| container.init.as_ref());
             return init.map_or(Ok(()), |init| init.signal(order.signal).step(step));
         }

@@ -206,12 +206,6 @@ fn refuse_unsupported(spec: &Spec) -> Result<()> {
             return unsupported("an id-mapped mount");
         }
     }
-    let late = |hooks: &Hooks| {
-        [hooks.poststart(), hooks.poststop()].into_iter().flatten().any(|list| !list.is_empty())
-    };
-    if spec.hooks().as_ref().is_some_and(late) {
-        return unsupported("a poststart or poststop hook");
-    }
     Ok(())
 }
 

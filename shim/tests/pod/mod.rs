@@ -521,6 +521,36 @@ impl Daemon {
         self.call(Call::Signal(order)).unwrap();
     }
 
+    /// Kills an exec after this time.
+    pub fn kill_exec(&mut self, id: &str, exec_id: &str, after_ms: u64) {
+        let order = pb::Signal { container_id: id.into(), signal: 9, exec_id: exec_id.into(), after_ms };
+        self.call(Call::Signal(order)).unwrap();
+    }
+
+    /// Makes it without waiting; the number of the request.
+    pub fn begin_create(&mut self, setup: &Setup) -> u64 {
+        setup.write();
+        self.send(Call::Create(setup.order.clone()), &[])
+    }
+
+    /// The answers to several requests, in the order asked for, however they come.
+    pub fn answers<const N: usize>(&mut self, ids: [u64; N]) -> [Result<Answer, pb::Failure>; N] {
+        let mut answers = [const { None }; N];
+        while answers.iter().any(Option::is_none) {
+            match self.receive().expect("the connection lives") {
+                (Kind::Reply(reply), _) => {
+                    let at = ids.iter().position(|&id| id == reply.id).expect("one of these");
+                    answers[at] = Some(match reply.result.unwrap() {
+                        Answer::Failure(failure) => Err(failure),
+                        answer => Ok(answer),
+                    });
+                }
+                (event, _) => self.events.push(event),
+            }
+        }
+        answers.map(Option::unwrap)
+    }
+
     pub fn delete(&mut self, id: &str) -> Result<(), pb::Failure> {
         self.call(Call::Delete(pb::DeleteContainer { container_id: id.into() })).map(|_| ())
     }
@@ -588,6 +618,28 @@ impl Daemon {
             }),
             _ => None,
         })
+    }
+
+    /// Begins an exec whose process comes in a memory file and whose output goes nowhere; its id.
+    pub fn exec_from_file(&mut self, setup: &Setup, process: &Value) -> (String, Result<(), pb::Failure>) {
+        use std::io::{Seek as _, Write as _};
+        let exec_id = format!("e{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let mut file = File::from(rustix::fs::memfd_create("process", flags).unwrap());
+        file.write_all(process.to_string().as_bytes()).unwrap();
+        file.rewind().unwrap();
+        let null = File::options().read(true).write(true).open("/dev/null").unwrap();
+        let order = pb::Exec {
+            container_id: setup.id.clone(),
+            exec_id: exec_id.clone(),
+            process_json: Vec::new(),
+            terminal: false,
+            cgroup: setup.order.cgroup.clone(),
+            timeout_ms: 0,
+        };
+        let fds = [null.as_fd(), null.as_fd(), null.as_fd(), file.as_fd()];
+        let id = self.send(Call::Exec(order), &fds);
+        (exec_id, self.answer(id).0.map(|_| ()))
     }
 
     /// Execs with a terminal; the master, and the id of the exec.

@@ -1,0 +1,138 @@
+//! Execs with terminals, with long processes, whose client or whose container is gone.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
+mod pod;
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+
+use crisp_proto::supervisor as pb;
+use pod::{Pod, Setup, as_root, eventually};
+use serde_json::{Value, json};
+
+/// Reads a terminal until it has shown this.
+fn read_until(master: &mut File, wanted: &str) -> String {
+    let mut seen = String::new();
+    let mut byte = [0];
+    while !seen.contains(wanted) {
+        match master.read(&mut byte) {
+            Ok(1) => seen.push(char::from(byte[0])),
+            other => panic!("{other:?} after {seen:?}"),
+        }
+    }
+    seen
+}
+
+fn terminal_process(setup: &Setup, args: &[&str]) -> Value {
+    let mut process = setup.exec_process(args);
+    process["terminal"] = true.into();
+    process["consoleSize"] = json!({"width": 111, "height": 33});
+    process
+}
+
+#[test]
+fn a_terminal_has_its_size_before_the_program_runs_and_is_the_clients() {
+    as_root(|| {
+        let mut pod = Pod::new();
+        let setup = pod.container(&["sleep", "1000"]);
+        pod.run(&setup);
+        let script = "tty; stty size; read x; echo got $x; exit 4";
+        let process = terminal_process(&setup, &["sh", "-c", script]);
+        let (mut master, id) = pod.daemon.exec_terminal(&setup, &process).unwrap();
+        assert_eq!(read_until(&mut master, "33 111\r\n"), "/dev/pts/0\r\n33 111\r\n");
+        master.write_all(b"it\n").unwrap();
+        read_until(&mut master, "got it\r\n");
+        assert_eq!(pod.daemon.exec_exit(&id).0.code, 4);
+        // The client goes: the terminal hangs up.
+        let process = terminal_process(&setup, &["sh", "-c", "echo ready; exec sleep 1000"]);
+        let (mut master, id) = pod.daemon.exec_terminal(&setup, &process).unwrap();
+        read_until(&mut master, "ready");
+        drop(master);
+        assert_eq!(pod.daemon.exec_exit(&id).0.signal, 1);
+    });
+}
+
+#[test]
+fn what_does_not_end_with_its_client_is_killed_after_the_grace() {
+    as_root(|| {
+        let mut pod = Pod::new();
+        let setup = pod.container(&["sleep", "1000"]);
+        pod.run(&setup);
+        let script = "trap '' HUP TERM; (setsid sleep 1001 &); echo ready; while :; do sleep 0.05; done";
+        let process = terminal_process(&setup, &["sh", "-c", script]);
+        let (mut master, id) = pod.daemon.exec_terminal(&setup, &process).unwrap();
+        read_until(&mut master, "ready");
+        drop(master);
+        let begin = std::time::Instant::now();
+        pod.daemon.kill_exec(&setup.id, &id, 300);
+        let (exit, timed_out) = pod.daemon.exec_exit(&id);
+        assert_eq!((exit.signal, timed_out), (9, false));
+        assert!(begin.elapsed().as_millis() >= 300);
+        eventually("only init", || (pod.cgroups.processes().len() == 1).then_some(()));
+    });
+}
+
+#[test]
+fn a_process_that_is_too_long_for_a_packet_comes_in_a_file() {
+    as_root(|| {
+        let mut pod = Pod::new();
+        let setup = pod.container(&["sleep", "1000"]);
+        pod.run(&setup);
+        let mut args = vec!["sh".to_owned(), "-c".to_owned(), "exit $(($# - 90))".to_owned()];
+        args.extend((0..100).map(|_| "x".repeat(10_000)));
+        let mut process = setup.exec_process(&[]);
+        process["args"] = json!(args);
+        let (id, answer) = pod.daemon.exec_from_file(&setup, &process);
+        answer.unwrap();
+        assert_eq!(pod.daemon.exec_exit(&id).0.code, 9);
+        let (_, answer) = pod.daemon.exec_from_file(&setup, &json!("no process"));
+        assert!(answer.unwrap_err().message.contains("process"));
+    });
+}
+
+#[test]
+fn execs_die_with_their_container_also_in_a_shared_pid_namespace() {
+    as_root(|| {
+        let mut pod = Pod::new();
+        let order = pb::StartPodInit { namespace_paths: vec![], cgroup: Some(pod.cgroups.entry()) };
+        let answer = pod.daemon.call(pb::request::Call::StartPodInit(order)).unwrap();
+        let pb::reply::Result::Started(started) = answer else { panic!("{answer:?}") };
+        let mut setup = pod.container(&["sleep", "1000"]);
+        setup.spec["linux"]["namespaces"][0]["path"] = format!("/proc/{}/ns/pid", started.pid).into();
+        pod.run(&setup);
+        let process = terminal_process(&setup, &["sh", "-c", "trap '' HUP; echo ready; sleep 1001"]);
+        let (mut master, id) = pod.daemon.exec_terminal(&setup, &process).unwrap();
+        read_until(&mut master, "ready");
+        pod.daemon.signal(&setup.id, 9);
+        pod.daemon.exit(&setup.id);
+        assert_eq!(pod.daemon.exec_exit(&id).0.signal, 9);
+        eventually("only the pod's init", || (pod.cgroups.processes() == [started.pid]).then_some(()));
+    });
+}
+
+#[test]
+fn the_end_of_the_pods_init_is_told() {
+    as_root(|| {
+        let mut pod = Pod::new();
+        let start = |pod: &mut Pod| {
+            let order = pb::StartPodInit { namespace_paths: vec![], cgroup: Some(pod.cgroups.entry()) };
+            match pod.daemon.call(pb::request::Call::StartPodInit(order)).unwrap() {
+                pb::reply::Result::Started(started) => started.pid,
+                other => panic!("{other:?}"),
+            }
+        };
+        let pid = start(&mut pod);
+        crisp_sys::pidfd::kill(crisp_sys::pidfd::open(pid).unwrap()).unwrap();
+        let told = pod.daemon.event(|event| match event {
+            pb::message::Kind::PodInitExited(exited) => Some(exited.pid),
+            _ => None,
+        });
+        assert_eq!(told, pid);
+        assert_eq!(pod.daemon.hello().pod_init_pid, 0);
+        let order = pb::StartPodInit { namespace_paths: vec!["/missing".into()], cgroup: None };
+        let failure = pod.daemon.call(pb::request::Call::StartPodInit(order)).unwrap_err();
+        assert!(failure.message.contains("/missing"), "{failure:?}");
+        assert_ne!(start(&mut pod), pid);
+    });
+}
