@@ -81,8 +81,8 @@ pub struct State {
 
 /// What plugins ask of the runtime.
 pub trait Runtime: Send + Sync + 'static {
-    /// What exists. Called while no creation is under way; must not block.
-    fn state(&self) -> State;
+    /// What exists. Called while no creation is under way.
+    fn state(&self) -> BoxFuture<'_, State>;
     /// Changes containers; gives back what could not be done.
     fn update(&self, updates: Vec<api::ContainerUpdate>) -> BoxFuture<'_, Vec<api::ContainerUpdate>>;
     /// Stops containers.

@@ -25,8 +25,9 @@ struct Machine {
 }
 
 impl Runtime for Machine {
-    fn state(&self) -> State {
-        self.state.lock().unwrap().clone()
+    fn state(&self) -> BoxFuture<'_, State> {
+        let state = self.state.lock().unwrap().clone();
+        Box::pin(async { state })
     }
     fn update(&self, updates: Vec<ContainerUpdate>) -> BoxFuture<'_, Vec<ContainerUpdate>> {
         let (failed, done): (Vec<_>, Vec<_>) =

@@ -166,14 +166,13 @@ impl Plugins {
         let updates = {
             let _no_creation = tokio::time::timeout(patience, self.creations.write()).await.map_err(busy)?;
             let mut plugins = self.plugins.write().await;
-            let updates = plugin.synchronize(self.runtime.state(), patience).await?;
+            let updates = plugin.synchronize(self.runtime.state().await, patience).await?;
             self.insert(&mut plugins, Arc::clone(plugin));
             updates
         };
         tracing::info!(plugin = %plugin.identity, pid = plugin.connection.peer_pid(), "plugin joined");
-        for failed in self.runtime.update(updates).await {
-            tracing::warn!(plugin = %plugin.identity, container_id = failed.container_id, "an update cannot be done");
-        }
+        // The runtime says what it cannot do.
+        let _failed = self.runtime.update(updates).await;
         Ok(())
     }
 

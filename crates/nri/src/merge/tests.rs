@@ -154,9 +154,13 @@ fn a_creation_cannot_update_itself() {
     assert!(matches!(creation().apply("00-a", answer), Err(NriError::Answer { .. })));
 }
 
-fn update(id: &str, resources: LinuxResources, ignore_failure: bool) -> ContainerUpdate {
+fn update(id: &str, resources: LinuxResources) -> ContainerUpdate {
     let linux = Some(LinuxContainerUpdate { resources: Some(resources) });
-    ContainerUpdate { container_id: id.to_owned(), linux, ignore_failure }
+    ContainerUpdate { container_id: id.to_owned(), linux, ignore_failure: true }
+}
+
+fn firm(update: ContainerUpdate) -> ContainerUpdate {
+    ContainerUpdate { ignore_failure: false, ..update }
 }
 
 #[test]
@@ -166,10 +170,10 @@ fn updates_of_one_container_come_together() {
         ..LinuxResources::default()
     };
     let mut updates = Updates::of_request("own", limit(5));
-    updates.apply("00-a", vec![update("x", limit(1), true), update("own", limit(6), false)], vec![]).unwrap();
-    updates.apply("10-b", vec![update("x", shares, true)], vec![]).unwrap();
-    assert!(updates.apply("10-b", vec![update("x", limit(2), false)], vec![]).is_err());
-    updates.apply("10-b", vec![update("x", limit(2), true)], vec![]).unwrap();
+    updates.apply("00-a", vec![update("x", limit(1)), firm(update("own", limit(6)))], vec![]).unwrap();
+    updates.apply("10-b", vec![update("x", shares)], vec![]).unwrap();
+    assert!(updates.apply("10-b", vec![firm(update("x", limit(2)))], vec![]).is_err());
+    updates.apply("10-b", vec![update("x", limit(2))], vec![]).unwrap();
     assert_eq!(updates.take("own"), Some(limit(6)));
     let list = updates.list();
     assert_eq!(list.len(), 1);
