@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crisp_lsm::apparmor::{self, AppArmor};
-use crisp_lsm::selinux::{Labels, Selinux};
+use crisp_lsm::selinux::{self, Labels, Selinux};
 use crisp_proto::cri::PodSandboxConfig;
 use crisp_spec::{BindMount, ContainerConfig, SecurityLabels, SecurityRequest};
 
@@ -36,9 +36,10 @@ impl Lsm {
             config::AppArmor::Off => apparmor::Default::Off,
             config::AppArmor::Profile(name) => apparmor::Default::Named(name.clone()),
         };
+        let labels = if config.selinux { selinux::Use::Labels } else { selinux::Use::Nothing };
         let dir = state.join("apparmor");
         crisp_store::ensure_dir(&dir).doing("make the directory of AppArmor's profile")?;
-        let selinux = Selinux::open(config.selinux).doing("read the SELinux policy")?;
+        let selinux = Selinux::open(labels).doing("read the SELinux policy")?;
         Ok(Self { apparmor: AppArmor::open(default, &dir), selinux })
     }
 

@@ -63,6 +63,15 @@ pub fn state() -> State {
     }
 }
 
+/// Whether containers get labels where the kernel has SELinux.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// They do.
+    Labels,
+    /// They do not.
+    Nothing,
+}
+
 /// The labels of a pod or a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Labels {
@@ -84,7 +93,7 @@ enum Mode {
     Absent,
     /// The operator wants no labels.
     Off,
-    On(On),
+    On(Box<On>),
 }
 
 #[derive(Debug)]
@@ -100,13 +109,14 @@ impl Selinux {
     ///
     /// # Errors
     /// [`LsmError::Policy`], [`LsmError::Read`] for a policy whose labels for containers cannot be read.
-    pub fn open(wanted: bool) -> Result<Self> {
+    pub fn open(wanted: Use) -> Result<Self> {
         let mode = match (state(), wanted) {
             (State::Absent, _) => Mode::Absent,
-            (State::Permissive | State::Enforcing, false) => Mode::Off,
-            (State::Permissive | State::Enforcing, true) => {
-                Mode::On(On::new(Policy::read(Path::new(policy::CONFIG))?, Some(FILE_SYSTEM.into())))
-            }
+            (State::Permissive | State::Enforcing, Use::Nothing) => Mode::Off,
+            (State::Permissive | State::Enforcing, Use::Labels) => Mode::On(Box::new(On::new(
+                Policy::read(Path::new(policy::CONFIG))?,
+                Some(FILE_SYSTEM.into()),
+            ))),
         };
         Ok(Self { mode })
     }

@@ -59,7 +59,7 @@ fn is_system(path: &Path) -> bool {
     let below_var = |name: &&str| path == Path::new("/var").join(name);
     odd || SYSTEM_TREES.iter().any(|tree| path.starts_with(tree))
         || SYSTEM_DIRECTORIES.iter().any(|dir| path == Path::new(dir))
-        || SYSTEM_BELOW_VAR.iter().any(|name| below_var(name))
+        || SYSTEM_BELOW_VAR.iter().any(below_var)
 }
 
 fn open(path: &Path) -> rustix::io::Result<OwnedFd> {
@@ -172,6 +172,7 @@ impl Walk<'_> {
 }
 
 #[cfg(test)]
+#[expect(clippy::print_stderr, reason = "what is not run is said")]
 mod tests {
     use std::cell::Cell;
     use std::fs;
@@ -192,7 +193,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let probe = rustix::fs::lsetxattr(dir.path(), ATTRIBUTE, b"x", XattrFlags::empty());
         if probe.is_err() {
-            println!("not run: labels cannot be set here ({probe:?})");
+            eprintln!("not run: labels cannot be set here ({probe:?})");
             return None;
         }
         Some(dir)

@@ -2,7 +2,7 @@ use super::*;
 
 fn on() -> Selinux {
     let policy = Policy::read(Path::new("/nonexistent/config")).unwrap();
-    Selinux { mode: Mode::On(On::new(policy, None)) }
+    Selinux { mode: Mode::On(Box::new(On::new(policy, None))) }
 }
 
 fn level(level: &str) -> SelinuxRequest {
@@ -92,7 +92,7 @@ fn the_policy_is_asked() {
     let dir = tempfile::tempdir().unwrap();
     // No file to write to: an error of the machine, not of the request.
     let policy = Policy::read(Path::new("/nonexistent/config")).unwrap();
-    let selinux = Selinux { mode: Mode::On(On::new(policy, Some(dir.path().join("gone")))) };
+    let selinux = Selinux { mode: Mode::On(Box::new(On::new(policy, Some(dir.path().join("gone"))))) };
     assert!(matches!(selinux.pod(None), Err(LsmError::Read { .. })));
     let Mode::On(state) = &selinux.mode else { panic!("on") };
     assert_eq!(format!("{:?}", state.lock()).matches("Pair").count(), 0, "the pair went back");
