@@ -21,9 +21,12 @@ pub(crate) async fn update(
     requested: Resources,
 ) -> Result<()> {
     let (daemon, container) = (Arc::clone(daemon), Arc::clone(container));
-    // A task of its own: a client that hangs up must not end the exclusion before the work.
-    let update = tokio::spawn(async move { locked(&daemon, &container, requested).await });
-    update.await.unwrap_or_else(|join| {
+    detached(async move { locked(&daemon, &container, requested).await }).await
+}
+
+/// In a task of its own: a client that hangs up must not end the exclusion before the work.
+async fn detached(work: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
+    tokio::spawn(work).await.unwrap_or_else(|join| {
         Err(Error::Internal { what: "an update ended abnormally", cause: join.to_string() })
     })
 }
@@ -31,6 +34,29 @@ pub(crate) async fn update(
 async fn locked(daemon: &Arc<Daemon>, container: &Arc<Container>, requested: Resources) -> Result<()> {
     let _ops = container.ops.lock().await;
     let requested = crate::nri::update_container(daemon, container, requested).await?;
+    apply(daemon, container, requested).await?;
+    crate::nri::updated_container(daemon, container).await;
+    Ok(())
+}
+
+/// Changes the limits as a plugin wants it; plugins are not asked about it.
+///
+/// # Errors
+/// As [`update`].
+pub(crate) async fn update_for_plugin(
+    daemon: &Arc<Daemon>,
+    container: &Arc<Container>,
+    requested: Resources,
+) -> Result<()> {
+    let (daemon, container) = (Arc::clone(daemon), Arc::clone(container));
+    let work = async move {
+        let _ops = container.ops.lock().await;
+        apply(&daemon, &container, requested).await
+    };
+    detached(work).await
+}
+
+async fn apply(daemon: &Arc<Daemon>, container: &Arc<Container>, requested: Resources) -> Result<()> {
     let (owner, target) = (Arc::clone(daemon), Arc::clone(container));
     blocking::run(move || {
         let merged = target.record().resources.updated(&requested);
@@ -41,7 +67,5 @@ async fn locked(daemon: &Arc<Daemon>, container: &Arc<Container>, requested: Res
         }
         target.update(|record| record.resources = merged)
     })
-    .await?;
-    crate::nri::updated_container(daemon, container).await;
-    Ok(())
+    .await
 }

@@ -15,16 +15,12 @@ use crisp_spec::{
 
 use crate::error::{Doing as _, Error, Result};
 
-/// How kubelets before 1.28 name CDI devices.
-const CDI_ANNOTATION_PREFIX: &str = "cdi.k8s.io/";
-
 /// What a container is to be.
 ///
 /// # Errors
-/// [`Error::Invalid`] that names the field; [`Error::Unimplemented`] for CDI devices, user namespaces and mounts with
+/// [`Error::Invalid`] that names the field; [`Error::Unimplemented`] for user namespaces and mounts with
 /// mapped ids; the errors of [`crisp_spec`] for texts that it parses.
 pub(crate) fn container(config: &cri::ContainerConfig) -> Result<ContainerConfig> {
-    refuse_cdi(config)?;
     let linux = config.linux.clone().unwrap_or_default();
     Ok(ContainerConfig {
         command: config.command.clone(),
@@ -113,15 +109,6 @@ fn stop_signal(value: i32) -> Result<Option<Signal>> {
 
 fn invalid(message: String) -> Error {
     Error::Invalid(message)
-}
-
-/// A device that is left out without a word would be found missing much later, by the program.
-fn refuse_cdi(config: &cri::ContainerConfig) -> Result<()> {
-    let annotated = config.annotations.keys().any(|key| key.starts_with(CDI_ANNOTATION_PREFIX));
-    if annotated || !config.cdi_devices.is_empty() {
-        return Err(Error::Unimplemented("injection of CDI devices"));
-    }
-    Ok(())
 }
 
 fn mount(mount: &cri::Mount) -> Result<MountRequest> {

@@ -1,5 +1,5 @@
 use cri::{
-    Capability, CdiDevice, HugepageLimit, IdMapping, ImageSpec, Int64Value, KeyValue, LinuxContainerConfig,
+    Capability, HugepageLimit, IdMapping, ImageSpec, Int64Value, KeyValue, LinuxContainerConfig,
     LinuxContainerResources, LinuxContainerSecurityContext, NamespaceOption, SeLinuxOption, SecurityProfile,
     UserNamespace,
 };
@@ -24,6 +24,153 @@ fn absent_messages_mean_the_api_defaults() {
     assert_eq!(config.security.namespaces.pid, NamespaceMode::Pod);
     let linux = Some(LinuxContainerConfig::default());
     assert_eq!(container(&cri::ContainerConfig { linux, ..Default::default() }).unwrap(), config);
+}
+
+#[test]
+#[expect(deprecated, reason = "the deprecated fields are part of the contract")]
+fn what_a_kubelet_sends_is_understood() {
+    let context = LinuxContainerSecurityContext {
+        capabilities: Some(Capability {
+            add_capabilities: vec!["NET_ADMIN".into()],
+            drop_capabilities: vec!["ALL".into()],
+            ..Default::default()
+        }),
+        namespace_options: Some(NamespaceOption {
+            pid: 1,
+            userns_options: Some(UserNamespace { mode: 2, ..Default::default() }),
+            ..Default::default()
+        }),
+        run_as_user: Some(Int64Value { value: 1000 }),
+        run_as_group: Some(Int64Value { value: 0 }),
+        supplemental_groups: vec![7, 2_147_483_647],
+        supplemental_groups_policy: 1,
+        no_new_privs: true,
+        readonly_rootfs: true,
+        seccomp: Some(SecurityProfile::default()),
+        seccomp_profile_path: "unconfined".into(),
+        masked_paths: vec!["/proc/kcore".into()],
+        ..Default::default()
+    };
+    let security = of(context).unwrap();
+    assert_eq!(security.seccomp, SeccompRequest::RuntimeDefault, "the structured field wins");
+    assert_eq!(security.namespaces.pid, NamespaceMode::Container);
+    assert_eq!(security.user.user, UserChoice::Uid(1000));
+    assert_eq!((security.user.group, security.user.policy), (Some(0), GroupPolicy::Strict));
+    assert_eq!(security.user.supplemental, [7, ID_MAX]);
+    assert_eq!((security.new_privileges, security.root), (NewPrivileges::Forbidden, RootAccess::ReadOnly));
+    assert_eq!(security.masked_paths, ["/proc/kcore"]);
+}
+
+#[test]
+fn environment_values_are_bytes() {
+    let envs = vec![KeyValue { key: "A".into(), value: vec![0xff] }];
+    let config = container(&cri::ContainerConfig { envs, ..Default::default() }).unwrap();
+    assert_eq!(config.envs, [("A".to_owned(), vec![0xff])]);
+}
+
+#[test]
+fn users_that_contradict_or_overflow_are_invalid() {
+    let uid = |value| Some(Int64Value { value });
+    let base = LinuxContainerSecurityContext::default;
+    let cases = [
+        LinuxContainerSecurityContext { run_as_group: uid(1), ..base() },
+        LinuxContainerSecurityContext { run_as_user: uid(1), run_as_username: "app".into(), ..base() },
+        LinuxContainerSecurityContext { run_as_user: uid(-1), ..base() },
+        LinuxContainerSecurityContext { run_as_user: uid(1 << 31), ..base() },
+        LinuxContainerSecurityContext { run_as_user: uid(1 << 32), ..base() },
+        LinuxContainerSecurityContext { run_as_user: uid(i64::MIN), ..base() },
+        LinuxContainerSecurityContext { run_as_user: uid(1), run_as_group: uid(1 << 31), ..base() },
+        LinuxContainerSecurityContext { supplemental_groups: vec![0, -5], ..base() },
+        LinuxContainerSecurityContext { supplemental_groups_policy: 2, ..base() },
+    ];
+    for context in cases {
+        assert_eq!(kind(of(context.clone())), Some(ErrorKind::Invalid), "{context:?}");
+    }
+}
+
+#[test]
+fn namespaces_are_checked() {
+    let options = |options: NamespaceOption| {
+        of(LinuxContainerSecurityContext { namespace_options: Some(options), ..Default::default() })
+    };
+    let base = NamespaceOption::default;
+    let userns = |mode, mappings: usize| {
+        let mapping = IdMapping { host_id: 65536, container_id: 0, length: 65536 };
+        let userns_options =
+            Some(UserNamespace { mode, uids: vec![mapping; mappings], gids: vec![mapping; mappings] });
+        options(NamespaceOption { userns_options, ..base() })
+    };
+    let target = options(NamespaceOption { pid: 3, target_id: "abc".into(), ..base() }).unwrap();
+    assert_eq!(target.namespaces.target_id.as_deref(), Some("abc"));
+    for bad in [
+        NamespaceOption { network: 1, ..base() },
+        NamespaceOption { network: 3, ..base() },
+        NamespaceOption { network: 9, ..base() },
+        NamespaceOption { ipc: 3, ..base() },
+        NamespaceOption { pid: -1, ..base() },
+        NamespaceOption { pid: 3, ..base() },
+    ] {
+        assert_eq!(kind(options(bad.clone())), Some(ErrorKind::Invalid), "{bad:?}");
+    }
+    assert!(userns(2, 0).is_ok());
+    for (mode, mappings) in [(2, 1), (1, 1), (3, 0), (7, 0)] {
+        assert_eq!(kind(userns(mode, mappings)), Some(ErrorKind::Invalid), "{mode} {mappings}");
+    }
+    assert_eq!(kind(userns(0, 1)), Some(ErrorKind::Unsupported));
+}
+
+#[test]
+fn mounts_follow_the_contract() {
+    let base =
+        || cri::Mount { container_path: "/data".into(), host_path: "/srv".into(), ..Default::default() };
+    let of_image = || cri::Mount {
+        image: Some(ImageSpec { image: "busybox".into(), ..Default::default() }),
+        host_path: String::new(),
+        readonly: true,
+        ..base()
+    };
+    let good = [
+        (base(), MountAccess::ReadWrite),
+        (cri::Mount { readonly: true, ..base() }, MountAccess::ReadOnly),
+        (cri::Mount { readonly: true, recursive_read_only: true, ..base() }, MountAccess::RecursiveReadOnly),
+        (cri::Mount { image: Some(ImageSpec::default()), ..base() }, MountAccess::ReadWrite),
+        (cri::Mount { image_sub_path: "bin".into(), ..of_image() }, MountAccess::ReadOnly),
+    ];
+    for (request, access) in good {
+        assert_eq!(mount(&request).unwrap().access, access, "{request:?}");
+    }
+    let bad = [
+        cri::Mount { recursive_read_only: true, ..base() },
+        cri::Mount { readonly: true, recursive_read_only: true, propagation: 1, ..base() },
+        cri::Mount { readonly: true, recursive_read_only: true, propagation: 2, ..base() },
+        cri::Mount { propagation: 3, ..base() },
+        cri::Mount { host_path: String::new(), ..base() },
+        cri::Mount { image_sub_path: "bin".into(), ..base() },
+        cri::Mount { host_path: "/srv".into(), ..of_image() },
+        cri::Mount { readonly: false, ..of_image() },
+        cri::Mount { mount_options: vec!["size=1".into()], ..base() },
+    ];
+    for request in bad {
+        assert_eq!(kind(mount(&request)), Some(ErrorKind::Invalid), "{request:?}");
+    }
+    let mapped = cri::Mount { uid_mappings: vec![IdMapping::default()], ..base() };
+    assert_eq!(kind(mount(&mapped)), Some(ErrorKind::Unsupported));
+    let options = cri::Mount { mount_options: vec!["noexec".into(), "suid".into()], ..base() };
+    assert_eq!(mount(&options).unwrap().options, [MountOption::NoExec, MountOption::Suid]);
+}
+
+#[test]
+fn devices_need_a_path_and_permissions() {
+    let base =
+        || cri::Device { host_path: "/dev/kvm".into(), permissions: "rw".into(), ..Default::default() };
+    assert_eq!(device(&base()).unwrap().container_path, "/dev/kvm");
+    for bad in [
+        cri::Device { host_path: String::new(), ..base() },
+        cri::Device { permissions: "rwx".into(), ..base() },
+        cri::Device { permissions: String::new(), ..base() },
+    ] {
+        assert_eq!(kind(device(&bad)), Some(ErrorKind::Invalid), "{bad:?}");
+    }
 }
 
 #[test]

@@ -411,6 +411,8 @@ impl RuntimeService for Runtime {
         let request = request.into_inner();
         answer(tracing::info_span!("UpdatePodSandboxResources", pod_id = request.pod_sandbox_id), async {
             let pod = self.pod(&request.pod_sandbox_id)?;
+            let (overhead, resources) = (request.overhead.as_ref(), request.resources.as_ref());
+            crate::nri::update_pod(&self.daemon, &pod, overhead, resources).await?;
             let updated = Arc::clone(&pod);
             blocking::run(move || {
                 updated.update(|record| {
