@@ -237,8 +237,8 @@ pub(crate) struct OciHandler {
     pub(crate) path: PathBuf,
     /// Its `--root`.
     pub(crate) root: PathBuf,
-    /// Its `--systemd-cgroup`.
-    pub(crate) systemd_cgroup: bool,
+    /// Its `--systemd-cgroup`; `None` is as the cgroup driver.
+    pub(crate) systemd_cgroup: Option<bool>,
     /// Put before the sub-command.
     pub(crate) args: Vec<String>,
 }

@@ -36,6 +36,7 @@ pub(crate) struct Daemon {
     pub(crate) layers: LayerStore,
     pub(crate) network: Arc<Network>,
     pub(crate) cgroups: Cgroups,
+    pub(crate) driver: cgroups::Driver,
     pub(crate) shim_cgroup: CgroupEntry,
     pub(crate) launcher: Launcher,
     pub(crate) seccomp: crisp_seccomp::Cache,
@@ -77,8 +78,9 @@ impl Daemon {
         let images =
             ImageStore::open(dirs.root(), layers.clone(), registry(&config)).doing("open the image store")?;
         let cgroups = Cgroups::detect().doing("detect the cgroup hierarchies")?;
+        let driver = cgroups::Driver::open(&config, &cgroups)?;
         Ok(Self {
-            shim_cgroup: cgroups::make_shims(&cgroups, &config.cgroup_parent)?,
+            shim_cgroup: cgroups::make_shims(&driver, &cgroups, &config.cgroup_parent)?,
             network: Arc::new(Network::open(network(&config, &dirs)).doing("open the network")?),
             launcher: Launcher::new().doing("prepare the shim")?,
             seccomp: crisp_seccomp::Cache::open(&dirs.seccomp()).doing("open the seccomp cache")?,
@@ -101,6 +103,7 @@ impl Daemon {
             images,
             layers,
             cgroups,
+            driver,
         })
     }
 
@@ -123,7 +126,7 @@ impl Daemon {
             Handler::Oci(oci) => HandlerKind::OciBinary {
                 path: oci.path.clone(),
                 root: oci.root.clone(),
-                systemd_cgroup: oci.systemd_cgroup,
+                systemd_cgroup: oci.systemd_cgroup.unwrap_or(self.driver.is_systemd()),
                 global_args: oci.args.clone(),
             },
         })

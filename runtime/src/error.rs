@@ -108,6 +108,7 @@ kinded!(
     crisp_snapshot::SnapshotError,
     crisp_spec::SpecError,
     crisp_store::StoreError,
+    crisp_systemd::SystemdError,
     crate::supervisor::Error,
 );
 

@@ -26,7 +26,7 @@ use serde::de::DeserializeOwned;
 
 use crate::blocking;
 use crate::container::state::{ContainerEvent, ContainerState, End, EndReason};
-use crate::container::{CONTAINER_RECORD_VERSION, Container, ContainerRecord, exit, remove};
+use crate::container::{CONTAINER_RECORD_VERSION, Container, ContainerRecord, create, exit};
 use crate::daemon::Daemon;
 use crate::error::{Doing as _, Result};
 use crate::pod::state::PodState;
@@ -147,8 +147,7 @@ async fn take_apart(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
 async fn forget_half_made(daemon: &Arc<Daemon>, pod: &Pod) {
     for container in daemon.containers_of(pod) {
         if container.state() == ContainerState::Creating {
-            let half = Arc::clone(&container);
-            match blocking::run(move || remove::delete(&half)).await {
+            match create::discard(daemon, &container).await {
                 Ok(()) => daemon.containers.remove(&container),
                 Err(error) => {
                     tracing::error!(container_id = %container.id, %error, "delete a half-made container")

@@ -23,5 +23,5 @@ mod wire;
 pub use client::{CALL_MAX, CONNECTIONS_MAX, SCOPE_WAIT_MAX, ScopeRequest, Systemd, is_pid_1};
 pub use error::{Result, SystemdError};
 pub use name::{Slice, UNIT_NAME_BYTES_MAX};
-pub use property::{Stage, of_resources};
+pub use property::{Stage, of_resources, undo};
 pub use wire::{MESSAGE_BYTES_MAX, Property, Value};

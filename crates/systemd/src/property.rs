@@ -52,6 +52,22 @@ pub fn of_resources(resources: &Resources, stage: Stage) -> Result<Vec<Property>
     Ok(out)
 }
 
+/// What takes `wanted` back where `old` was in force: a property that was not set before becomes unset again.
+#[must_use]
+pub fn undo(wanted: &[Property], old: &[Property]) -> Vec<Property> {
+    let unset = |property: &Property| Property {
+        name: property.name,
+        value: match (property.name, &property.value) {
+            // Protections are off, limits are away, a weight is the kernel's own.
+            ("MemoryMin" | "MemoryLow", _) => Value::U64(0),
+            (_, Value::Bytes(_)) => Value::Bytes(Vec::new()),
+            (_, Value::Bool(_) | Value::U64(_) | Value::Text(_) | Value::Numbers(_)) => Value::U64(INFINITY),
+        },
+    };
+    let before = |property: &Property| old.iter().find(|before| before.name == property.name).cloned();
+    wanted.iter().map(|property| before(property).unwrap_or_else(|| unset(property))).collect()
+}
+
 /// 0 → nothing, negative → unlimited.
 fn limit(value: i64) -> Option<u64> {
     (value != 0).then(|| u64::try_from(value).unwrap_or(INFINITY))
@@ -248,6 +264,16 @@ mod tests {
             "MemoryMin=4096", "TasksMax=7",
         ];
         assert_eq!(got, want);
+    }
+
+    #[test]
+    fn what_was_not_set_before_is_unset_again() {
+        let number = |name, value| Property { name, value: Value::U64(value) };
+        let list = |bytes: &[u8]| Property { name: "AllowedCPUs", value: Value::Bytes(bytes.into()) };
+        let wanted = [number("MemoryMax", 5), number("MemoryMin", 4), number("CPUWeight", 3), list(&[1])];
+        let old = [number("CPUWeight", 100), number("TasksMax", 9)];
+        let want = [number("MemoryMax", INFINITY), number("MemoryMin", 0), number("CPUWeight", 100), list(&[])];
+        assert_eq!(undo(&wanted, &old), want);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::Finding;
+use crate::cgroups::{Chosen, choose};
 use crate::cli::client::Client;
 use crate::cli::output;
 use crate::config::{Config, DEFAULT_FILE, Handler};
@@ -19,11 +20,27 @@ const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
 pub(super) fn look(config: &Config, address: &Path) -> Vec<Finding> {
     let mut findings: Vec<Finding> =
         config.handlers.iter().map(|(name, handler)| handler_finding(name, handler)).collect();
+    let version = crisp_cgroup::Cgroups::detect().map(|cgroups| cgroups.version());
+    // Without a hierarchy another line says so.
+    findings.extend(version.ok().map(|version| driver(config, crisp_systemd::is_pid_1(), version)));
     findings.push(registries(&config.registry.config_path));
     findings.push(disk(&config.root));
     findings.push(state(&config.state));
     findings.push(daemon(address));
     findings
+}
+
+/// Who makes the cgroups of containers: what a kubelet is told.
+fn driver(config: &Config, systemd_is_pid_1: bool, version: crisp_cgroup::Version) -> Finding {
+    const THING: &str = "cgroup driver";
+    match choose(config.cgroup_driver, systemd_is_pid_1, version) {
+        Ok(Chosen::Systemd) => Finding::ok(THING, "systemd: containers are scopes in the kubelet's slices"),
+        Ok(Chosen::Cgroupfs) if systemd_is_pid_1 && version == crisp_cgroup::Version::V2 => {
+            Finding::warn(THING, "cgroupfs, while systemd runs this machine: two managers of one tree")
+        }
+        Ok(Chosen::Cgroupfs) => Finding::ok(THING, "cgroupfs: the daemon makes them"),
+        Err(error) => Finding::fail(THING, error.to_string()),
+    }
 }
 
 pub(super) fn config_source(file: Option<&Path>) -> String {
@@ -157,12 +174,24 @@ mod tests {
     fn handlers_must_be_programs() {
         let oci = |path: &str| {
             let path = PathBuf::from(path);
-            Handler::Oci(OciHandler { path, root: "/r".into(), systemd_cgroup: false, args: Vec::new() })
+            Handler::Oci(OciHandler { path, root: "/r".into(), systemd_cgroup: None, args: Vec::new() })
         };
         assert_eq!(handler_finding("sh", &oci("/bin/sh")).level, Level::Ok);
         for path in ["/nonexistent", "/etc/passwd", "/"] {
             assert_eq!(handler_finding("x", &oci(path)).level, Level::Warn, "{path}");
         }
+    }
+
+    #[test]
+    fn the_cgroup_driver_is_told() {
+        use crisp_cgroup::Version::{V1, V2};
+        let config = |text| Config::parse(Path::new("x"), text, &Default::default(), &|_| false).unwrap();
+        let (auto, cgroupfs) = (config(""), config("cgroup_driver = \"cgroupfs\""));
+        assert!(driver(&auto, true, V2).says.starts_with("systemd"));
+        assert_eq!(driver(&auto, false, V2).level, Level::Ok);
+        assert_eq!(driver(&cgroupfs, true, V2).level, Level::Warn);
+        let systemd = config("cgroup_driver = \"systemd\"");
+        assert_eq!(driver(&systemd, true, V1).level, Level::Fail);
     }
 
     #[test]

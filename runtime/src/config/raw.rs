@@ -433,7 +433,7 @@ impl Checker<'_> {
         let root = self.said(&key("root"), raw.root, None, || defaults.root.clone());
         Ok(Handler::Oci(OciHandler {
             root: check_absolute(&root)?,
-            systemd_cgroup: raw.systemd_cgroup.is_some_and(Spanned::into_inner),
+            systemd_cgroup: raw.systemd_cgroup.map(Spanned::into_inner),
             args: raw.args.map(Spanned::into_inner).unwrap_or_default(),
             ..defaults
         }))
@@ -502,7 +502,7 @@ fn parse_duration(said: &Said<String>) -> Result<Duration, ConfigError> {
 
 impl OciHandler {
     fn new(name: &str, path: PathBuf, state: &Path) -> Self {
-        Self { path, root: state.join("runtimes").join(name), systemd_cgroup: false, args: Vec::new() }
+        Self { path, root: state.join("runtimes").join(name), systemd_cgroup: None, args: Vec::new() }
     }
 }
 

@@ -147,7 +147,7 @@ fn programs_found_on_the_machine_become_handlers() {
         "default_handler = \"runc\"\n[handlers.runc]\nkind = \"oci\"\nargs = [\"--debug\"]\nsystemd_cgroup = true",
     );
     let Handler::Oci(runc) = &config.handlers["runc"] else { panic!("runc is a program") };
-    assert_eq!((runc.args.as_slice(), runc.systemd_cgroup), (&["--debug".to_owned()][..], true));
+    assert_eq!((runc.args.as_slice(), runc.systemd_cgroup), (&["--debug".to_owned()][..], Some(true)));
     assert_eq!(runc.path, PathBuf::from("/usr/sbin/runc"));
 }
 

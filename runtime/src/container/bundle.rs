@@ -67,7 +67,7 @@ pub(crate) fn make(
         host: daemon.host.clone(),
         user,
         rootfs: dir.rootfs(),
-        cgroups_path: PathBuf::from(cgroups::container_path(container)?.as_str()),
+        cgroups_path: PathBuf::from(cgroups::spec_path(daemon, container)?),
         devices: devices(&config)?,
         mounts,
         seccomp,

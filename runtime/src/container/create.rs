@@ -10,6 +10,7 @@ use crisp_proto::cri::{ContainerConfig, ContainerEventType};
 use super::state::{ContainerEvent, ContainerState};
 use super::{Container, ContainerRecord, ImageFacts, bundle, metadata, remove, unique_name};
 use crate::blocking;
+use crate::cgroups;
 use crate::cri::config;
 use crate::daemon::Daemon;
 use crate::error::{Doing as _, Error, Result};
@@ -68,6 +69,7 @@ async fn make(daemon: Arc<Daemon>, pod: Arc<Pod>, config: ContainerConfig) -> Re
     let pod_init = pod::start::init_for(&daemon, &pod, &request).await?;
     let container = reserve(&daemon, &pod, config, &request, &image).await?;
     let made = async {
+        cgroups::prepare_container(&daemon, &container)?;
         let (owner, bundled) = (Arc::clone(&daemon), Arc::clone(&container));
         let (spec, made) =
             blocking::run(move || bundle::make(&owner, &bundled, request, &image, pod_init)).await?;
@@ -157,10 +159,16 @@ async fn reserve(
     Ok(container)
 }
 
+/// Removes what the making of a container has made so far.
+pub(crate) async fn discard(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
+    cgroups::remove_container(daemon, container).await?;
+    let half = Arc::clone(container);
+    blocking::run(move || remove::delete(&half)).await
+}
+
 /// Takes a half-made container apart. What cannot be deleted is left to the next start of the daemon, which sweeps.
 async fn undo(daemon: &Arc<Daemon>, container: &Arc<Container>) {
-    let half = Arc::clone(container);
-    if let Err(error) = blocking::run(move || remove::delete(&half)).await {
+    if let Err(error) = discard(daemon, container).await {
         tracing::error!(container_id = %container.id, %error, "a failed container cannot be deleted");
     }
     daemon.containers.remove(container);

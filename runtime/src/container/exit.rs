@@ -97,8 +97,7 @@ pub(crate) async fn clean_up(daemon: &Arc<Daemon>, container: &Arc<Container>) -
         // A shim that is gone has forgotten everything.
         tracing::debug!(container_id = %container.id, %error, "let the shim forget the container");
     }
-    let (owner, ended) = (Arc::clone(daemon), Arc::clone(container));
-    blocking::run(move || cgroups::remove_container(&owner, &ended)).await
+    cgroups::remove_container(daemon, container).await
 }
 
 fn of_exit(exit: Exit) -> End {

@@ -65,11 +65,7 @@ async fn apply(container: &Arc<Container>, event: ContainerEvent) -> Result<()> 
 }
 
 async fn launch(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<Started> {
-    let cgroup = blocking::run({
-        let (daemon, container) = (Arc::clone(daemon), Arc::clone(container));
-        move || cgroups::make_container(&daemon, &container)
-    })
-    .await?;
+    let cgroup = cgroups::make_container(daemon, container).await?;
     let supervisor = container.pod.supervisor()?;
     let setup = ContainerSetup {
         id: container.id.clone(),
@@ -80,6 +76,7 @@ async fn launch(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<Star
         handler: daemon.handler_kind(&container.pod.record().handler)?,
     };
     let started = supervisor.create(&setup).await.doing("create the container")?;
+    cgroups::adopt_container(daemon, container).await?;
     limit_as_updated(daemon, container).await?;
     supervisor.start(&container.id).await.doing("start the container")?;
     Ok(started)
@@ -94,7 +91,7 @@ async fn limit_as_updated(daemon: &Arc<Daemon>, container: &Arc<Container>) -> R
         return Ok(());
     }
     let (owner, created) = (Arc::clone(daemon), Arc::clone(container));
-    blocking::run(move || cgroups::update_container(&owner, &created, &record.resources)).await
+    blocking::run(move || cgroups::update_container(&owner, &created, &record.resources, || Ok(()))).await
 }
 
 fn stdio(daemon: &Daemon, container: &Container) -> Stdio {

@@ -63,7 +63,9 @@ async fn apply(daemon: &Arc<Daemon>, container: &Arc<Container>, requested: Reso
         // Checked in every state, so that a bad value is refused now and not at the start.
         cgroups::check(&owner, &merged)?;
         if let ContainerState::Running { .. } = target.state() {
-            cgroups::update_container(&owner, &target, &merged)?;
+            // Limits that could not be recorded are not kept either.
+            let record = || target.update(|record| record.resources.clone_from(&merged));
+            return cgroups::update_container(&owner, &target, &merged, record);
         }
         target.update(|record| record.resources = merged)
     })

@@ -117,6 +117,7 @@ pub(crate) fn daemon(daemon: &Daemon) -> Info {
         "stateDir": daemon.dirs.state(),
         "listen": daemon.config.listen,
         "cgroupParent": daemon.config.cgroup_parent,
+        "cgroupDriver": daemon.driver.cri().as_str_name(),
         "defaultHandler": daemon.config.default_handler,
         "handlers": daemon.config.handlers.keys().collect::<Vec<_>>(),
     });

@@ -384,7 +384,7 @@ impl RuntimeService for Runtime {
     }
 
     async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Answer<RuntimeConfigResponse> {
-        let linux = LinuxRuntimeConfiguration { cgroup_driver: CgroupDriver::Cgroupfs.into() };
+        let linux = LinuxRuntimeConfiguration { cgroup_driver: self.daemon.driver.cri().into() };
         Ok(Response::new(RuntimeConfigResponse { linux: Some(linux) }))
     }
 

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crisp_cgroup::CgroupPath;
 use crisp_proto::cri::{NamespaceMode, PodSandboxConfig};
 use crisp_spec::validate_sysctls;
 
-use super::{PodCgroup, metadata, namespaces};
+use super::{metadata, namespaces};
 use crate::error::{Doing as _, Error, Result};
 
 /// Longest host name, bytes (`HOST_NAME_MAX` of Linux).
@@ -53,7 +52,6 @@ pub(crate) fn parse(config: Option<PodSandboxConfig>) -> Result<PodRequest> {
     check_metadata(&config)?;
     check_hostname(&config.hostname)?;
     check_log_directory(&config.log_directory)?;
-    check_cgroup_parent(&config)?;
     let options = namespaces(&config);
     let network = mode("network", options.network, &[NamespaceMode::Pod, NamespaceMode::Node])?;
     let ipc = mode("ipc", options.ipc, &[NamespaceMode::Pod, NamespaceMode::Node, NamespaceMode::Container])?;
@@ -63,14 +61,6 @@ pub(crate) fn parse(config: Option<PodSandboxConfig>) -> Result<PodRequest> {
     let (network, ipc) = (scope(network), scope(ipc));
     let pid = if pid == NamespaceMode::Pod { PidMode::Shared } else { PidMode::Apart };
     Ok(PodRequest { config, sysctls, network, ipc, pid })
-}
-
-/// The pod's cgroup: the requested parent, or one of our own below `default_parent`.
-pub(crate) fn cgroup(config: &PodSandboxConfig, default_parent: &str, id: &str) -> PodCgroup {
-    match config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()) {
-        None | Some("") => PodCgroup::Ours(format!("{}/{id}", default_parent.trim_end_matches('/'))),
-        Some(parent) => PodCgroup::Given(given_path(parent)),
-    }
 }
 
 fn check_metadata(config: &PodSandboxConfig) -> Result<()> {
@@ -114,18 +104,6 @@ fn check_log_directory(path: &str) -> Result<()> {
     } else {
         Err(Error::Invalid(format!("config.log_directory {path:?} is not an absolute path without `..`")))
     }
-}
-
-/// A parent that no cgroup can have is refused before anything is made.
-fn check_cgroup_parent(config: &PodSandboxConfig) -> Result<()> {
-    match config.linux.as_ref().map(|linux| given_path(&linux.cgroup_parent)) {
-        Some(path) if path != "/" => CgroupPath::new(&path).doing("check linux.cgroup_parent").map(drop),
-        Some(_) | None => Ok(()),
-    }
-}
-
-fn given_path(parent: &str) -> String {
-    format!("/{}", parent.trim_matches('/'))
 }
 
 fn mode(field: &str, number: i32, allowed: &[NamespaceMode]) -> Result<NamespaceMode> {
@@ -265,24 +243,5 @@ mod tests {
             assert!(matches!(userns(mode, mappings), Err(Error::Invalid(_))), "{mode} {mappings}");
         }
         assert!(userns(2, 0).is_ok());
-    }
-
-    #[test]
-    fn a_parent_that_no_cgroup_can_have_is_refused() {
-        for parent in ["/kubepods/../..", "/kubepods.slice/kubepods-pod1.slice", "/a\nb"] {
-            let linux = LinuxPodSandboxConfig { cgroup_parent: parent.into(), ..Default::default() };
-            let refused = parse(Some(PodSandboxConfig { linux: Some(linux), ..config() }));
-            assert_eq!(refused.unwrap_err().kind(), crisp_domain::ErrorKind::Invalid, "{parent}");
-        }
-    }
-
-    #[test]
-    fn a_pod_without_a_parent_gets_a_cgroup_of_ours() {
-        assert!(matches!(cgroup(&config(), "/crisp", "abc"), PodCgroup::Ours(path) if path == "/crisp/abc"));
-        let linux = LinuxPodSandboxConfig { cgroup_parent: "kubepods/pod1/".into(), ..Default::default() };
-        let config = PodSandboxConfig { linux: Some(linux), ..config() };
-        assert!(
-            matches!(cgroup(&config, "/crisp", "abc"), PodCgroup::Given(path) if path == "/kubepods/pod1")
-        );
     }
 }

@@ -82,7 +82,7 @@ async fn reserve(daemon: &Arc<Daemon>, request: &PodRequest, handler: String) ->
         Error::step("make a sandbox id", ErrorKind::Internal, std::io::Error::other(error))
     })?;
     let record = PodRecord {
-        cgroup: super::request::cgroup(&request.config, &daemon.config.cgroup_parent, id.as_str()),
+        cgroup: cgroups::of_pod(daemon, &request.config, &id)?,
         id: id.clone(),
         config: Arc::new(request.config.clone()),
         handler,
@@ -198,6 +198,7 @@ async fn attach(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<Vec<IpAddr>> {
 }
 
 async fn supervise(daemon: &Daemon, pod: &Pod) -> Result<Supervision> {
+    cgroups::keep_shims(daemon).await?;
     daemon.launcher.spawn(pod.dir.path(), &daemon.shim_cgroup).await.doing("start the pod's shim")
 }
 
