@@ -136,3 +136,80 @@ fn the_end_of_the_pods_init_is_told() {
         assert_ne!(start(&mut pod), pid);
     });
 }
+
+/// A user namespace that lives as long as this: root is 100000 outside.
+struct UserNamespace(std::process::Child);
+
+impl UserNamespace {
+    fn new() -> Self {
+        let child = std::process::Command::new("unshare").args(["-U", "sleep", "1000"]).spawn().unwrap();
+        let proc = std::path::PathBuf::from(format!("/proc/{}", child.id()));
+        let own = std::fs::read_link("/proc/self/ns/user").unwrap();
+        eventually("the user namespace", || {
+            (std::fs::read_link(proc.join("ns/user")).ok()? != own).then_some(())
+        });
+        for map in ["uid_map", "gid_map"] {
+            let mut file = File::options().write(true).open(proc.join(map)).unwrap();
+            file.write_all(b"0 100000 65536\n").unwrap();
+        }
+        Self(child)
+    }
+
+    fn path(&self) -> String {
+        format!("/proc/{}/ns/user", self.0.id())
+    }
+}
+
+impl Drop for UserNamespace {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn an_exec_enters_the_containers_user_namespace_and_has_no_right_outside() {
+    as_root(|| {
+        let namespace = UserNamespace::new();
+        let mut pod = Pod::new();
+        for uid in [0, 1000] {
+            let mut setup = pod.container(&["sh", "-c", "cat /proc/self/status; exec sleep 1000"]);
+            // What the daemon gives the mapped root.
+            for dir in ["", "rootfs", "rootfs/dev", "rootfs/proc", "rootfs/sys", "rootfs/tmp"] {
+                std::os::unix::fs::chown(setup.dir.join(dir), Some(100_000), Some(100_000)).unwrap();
+            }
+            let everybodys = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
+            std::fs::set_permissions(setup.dir.join("rootfs/tmp"), everybodys).unwrap();
+            let namespaces = setup.spec["linux"]["namespaces"].as_array_mut().unwrap();
+            namespaces.push(json!({"type": "user", "path": namespace.path()}));
+            let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+            (setup.spec["linux"]["uidMappings"], setup.spec["linux"]["gidMappings"]) = (map.clone(), map);
+            setup.process()["user"] = json!({"uid": uid, "gid": uid, "additionalGids": [5, 7]});
+            pod.run(&setup);
+            eventually("the status", || setup.output().contains("Seccomp_filters").then_some(()));
+            let seen = |text: &str| -> Vec<String> {
+                let kept = |line: &&str| {
+                    ["Cap", "Uid:", "Gid:", "Groups:", "NoNewPrivs:"]
+                        .iter()
+                        .any(|name| line.starts_with(name))
+                };
+                text.lines().filter(kept).map(str::to_owned).collect()
+            };
+            let status = setup.exec_process(&["cat", "/proc/self/status"]);
+            let exec = pod.daemon.exec(&setup, &status, 0).unwrap();
+            assert_eq!(seen(&exec.stdout), seen(&setup.output()), "uid {uid}");
+            let script =
+                "cat /proc/self/uid_map; touch /tmp/made; stat -c %u /tmp/made; mount -t tmpfs none /mnt";
+            let exec = pod.daemon.exec(&setup, &setup.exec_process(&["sh", "-c", script]), 0).unwrap();
+            assert!(exec.stdout.contains("100000") && !exec.stderr.contains("touch"), "{exec:?}");
+            assert_ne!(exec.code, 0);
+            let process = terminal_process(&setup, &["sh", "-c", "stat -c %u $(tty); exit 3"]);
+            let (mut master, id) = pod.daemon.exec_terminal(&setup, &process).unwrap();
+            read_until(&mut master, &format!("{uid}\r\n"));
+            assert_eq!(pod.daemon.exec_exit(&id).0.code, 3);
+            pod.daemon.signal(&setup.id, 9);
+            pod.daemon.exit(&setup.id);
+            pod.daemon.delete(&setup.id).unwrap();
+        }
+    });
+}

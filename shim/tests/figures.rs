@@ -6,7 +6,7 @@
 
 mod pod;
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
 
 use pod::{Pod, as_root};
@@ -105,5 +105,47 @@ fn throughput_of_the_log() {
             bytes / used / 1e6
         ));
         std::fs::remove_file("/dev/shm/crisp-figures.log").unwrap();
+    });
+}
+
+/// Bytes that an attached reader gets, while the container writes as fast as it can: with its log discarded, and with its log in memory.
+#[test]
+#[ignore = "a measurement, not a test"]
+fn throughput_of_an_attachment() {
+    as_root(|| {
+        let blocks: u64 = 32_000;
+        let bytes = blocks * 128 * 1024;
+        for (log, what) in [("", "log discarded"), ("/dev/shm/crisp-figures-attach.log", "log on tmpfs")] {
+            let mut pod = Pod::new();
+            let count = if log.is_empty() { blocks } else { blocks / 8 };
+            let bytes = if log.is_empty() { bytes } else { bytes / 8 };
+            let script = format!(
+                "read x; yes $(printf '%0127d' 0) | dd bs=128k count={count} iflag=fullblock 2>/dev/null"
+            );
+            let zero = format!("read x; dd if=/dev/zero bs=128k count={count} 2>/dev/null");
+            for (script, source) in [(script, "lines through a pipe"), (zero, "zeroes")] {
+                if source == "zeroes" && !log.is_empty() {
+                    continue;
+                }
+                let mut setup = pod.container(&["sh", "-c", &script]);
+                setup.stdio().log_path = log.into();
+                setup.stdio().stdin = true;
+                pod.run(&setup);
+                let mut attached = pod.daemon.attach(&setup.id, [true, true, false]).unwrap();
+                let begin = Instant::now();
+                attached.write("\n");
+                let (mut buffer, mut seen) = (vec![0; 128 * 1024], 0u64);
+                while let Ok(count @ 1..) = attached.stdout.as_mut().unwrap().read(&mut buffer) {
+                    seen += count as u64;
+                }
+                let seconds = begin.elapsed().as_secs_f64();
+                pod.daemon.exit(&setup.id);
+                assert_eq!(seen, bytes, "{what}, {source}");
+                say(&format!("attach, {what}, {source}: {:.0} MB/s", bytes as f64 / seconds / 1e6));
+                if !log.is_empty() {
+                    std::fs::remove_file(log).unwrap();
+                }
+            }
+        }
     });
 }
