@@ -24,7 +24,7 @@ use crisp_streaming::spdy::headers::{HeaderWriter, Headers};
 use crisp_streaming::ws::frame::{self as ws, Operation};
 use crisp_streaming::{
     AttachRequest, Backend, Config, End, Ends, ExecRequest, Exit, Failure, PortForwardRequest, Process,
-    Server,
+    Server, Size,
 };
 use futures_util::future::BoxFuture;
 
@@ -51,13 +51,13 @@ impl Source {
             stdout,
             stderr: None,
             exit: Box::pin(std::future::pending::<Exit>()),
-            resize: Box::new(|_, _| ()),
+            resize: Box::new(|_| ()),
         }
     }
 }
 
 impl Backend for Source {
-    fn exec(&self, request: ExecRequest) -> BoxFuture<'_, Result<Process, Failure>> {
+    fn exec(&self, request: ExecRequest, _size: Option<Size>) -> BoxFuture<'_, Result<Process, Failure>> {
         Box::pin(std::future::ready(Ok(Self::process(request.ends))))
     }
 
@@ -143,7 +143,11 @@ fn send(mut socket: &TcpStream, wire: Wire, stream: u32) {
         Wire::Channels => ws::masked(Operation::Binary, &[&[0][..], &payload].concat(), [1, 2, 3, 4]),
     };
     let frames = frame.repeat(4);
-    while RUNNING.load(Ordering::Relaxed) && socket.write_all(&frames).is_ok() {}
+    while RUNNING.load(Ordering::Relaxed) {
+        if socket.write_all(&frames).is_err() {
+            return;
+        }
+    }
 }
 
 fn spdy_frame(stream: u32, payload: &[u8]) -> Vec<u8> {

@@ -87,7 +87,7 @@ pub struct PortForwardRequest {
 pub struct Process {
     /// Written to; dropped (and shut down, where it is a socket) at the end of the client's input. Non-blocking.
     pub stdin: Option<OwnedFd>,
-    /// Read to its end. Non-blocking.
+    /// Read to its end, and thrown away where the client does not want it. Non-blocking.
     pub stdout: Option<OwnedFd>,
     /// Read to its end. Non-blocking.
     pub stderr: Option<OwnedFd>,
@@ -98,8 +98,17 @@ pub struct Process {
     pub resize: Resize,
 }
 
-/// Sets a terminal's size: columns, rows, each ≥ 1. Must not block.
-pub type Resize = Box<dyn Fn(u16, u16) + Send + Sync>;
+/// Sets a terminal's size. Must not block.
+pub type Resize = Box<dyn Fn(Size) + Send + Sync>;
+
+/// A terminal's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// ≥ 1.
+    pub columns: u16,
+    /// ≥ 1.
+    pub rows: u16,
+}
 
 impl fmt::Debug for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -129,8 +138,8 @@ pub struct Failure(pub String);
 
 /// What the daemon does for a session.
 pub trait Backend: Send + Sync + 'static {
-    /// Starts a process. Dropping the future gives it up.
-    fn exec(&self, request: ExecRequest) -> BoxFuture<'_, Result<Process, Failure>>;
+    /// Starts a process, its terminal (where it gets one) of this size if that is known. Dropping the future gives it up.
+    fn exec(&self, request: ExecRequest, size: Option<Size>) -> BoxFuture<'_, Result<Process, Failure>>;
 
     /// Joins a running container's own process. Dropping the future gives it up.
     fn attach(&self, request: AttachRequest) -> BoxFuture<'_, Result<Process, Failure>>;

@@ -51,9 +51,12 @@ impl Request {
         }
     }
 
-    async fn start(&self, backend: &dyn Backend) -> Result<Process, Failure> {
+    async fn start(&self, sizes: &Sizes, backend: &dyn Backend) -> Result<Process, Failure> {
         match self {
-            Self::Exec(request) => backend.exec(request.clone()).await,
+            Self::Exec(request) => {
+                let size = if request.tty { sizes.first().await } else { None };
+                backend.exec(request.clone(), size).await
+            }
             Self::Attach(request) => backend.attach(request.clone()).await,
         }
     }
@@ -142,7 +145,7 @@ impl Session<'_> {
             return Err(late());
         };
         self.greet(ids).await?;
-        let exit = match self.request.start(self.backend).await {
+        let exit = match self.request.start(&self.client.sizes, self.backend).await {
             Ok(process) => run(process, ids, self.client, self.link).await?,
             Err(failure) => Exit::Failed(failure.0),
         };
@@ -214,7 +217,8 @@ async fn copy(
     match (source, stream) {
         (Some(source), Some(stream)) => output::copy(&Fd::new(source)?, link, stream, left_open, || ()).await,
         (None, Some(stream)) => output::end(link, stream).await,
-        (_, None) => Ok(()),
+        (Some(source), None) => output::discard(&Fd::new(source)?, left_open).await,
+        (None, None) => Ok(()),
     }
 }
 

@@ -38,7 +38,7 @@ mod token;
 pub mod ws;
 
 pub use backend::{
-    AttachRequest, Backend, End, Ends, ExecRequest, Exit, Failure, PortForwardRequest, Process, Resize,
+    AttachRequest, Backend, End, Ends, ExecRequest, Exit, Failure, PortForwardRequest, Process, Resize, Size,
 };
 pub use config::{Config, Tls};
 pub use error::StreamingError;

@@ -31,6 +31,8 @@ const CHANNEL_HEADER_BYTES: usize = 5;
 /// With so few bytes, channel included, that header is shorter by two bytes.
 const SHORT_MESSAGE_BYTES_MAX: usize = 125;
 
+const DISCARD_BYTES: usize = 4096;
+
 /// After a process's end others may hold its output open; they are not waited for longer than this.
 const LEFT_OPEN_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -119,6 +121,21 @@ pub(crate) async fn copy(
             _ => link.send(batch.seal(read, stream)).await?,
         }
         batch.grow(read);
+    }
+}
+
+/// Reads `source` to its end for nobody: what writes to a terminal must not wait for a client that does not look.
+pub(crate) async fn discard(source: &Fd, mut left_open: watch::Receiver<bool>) -> io::Result<()> {
+    let mut buffer = [0; DISCARD_BYTES];
+    loop {
+        let mut room = [IoSliceMut::new(&mut buffer)];
+        let read = tokio::select! {
+            read = source.read(&mut room) => read?,
+            () = silence(&mut left_open) => 0,
+        };
+        if read == 0 {
+            return Ok(());
+        }
     }
 }
 

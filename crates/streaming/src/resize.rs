@@ -1,27 +1,30 @@
 //! A terminal's size, as clients tell it: JSON objects back to back.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use crate::backend::Resize;
+use crate::backend::{Resize, Size};
 
 /// An object that is not complete by then is none.
 const UNFINISHED_BYTES_MAX: usize = 1024;
+/// A client tells its size right after its streams are open; a program that asks at once should not find none.
+const FIRST_SIZE_PATIENCE: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Size {
+struct Told {
     width: u16,
     height: u16,
 }
 
-/// The last size that was told, columns and rows.
+/// The last size that was told.
 #[derive(Debug)]
 pub(crate) struct Sizes {
     unfinished: Mutex<Vec<u8>>,
-    last: watch::Sender<Option<(u16, u16)>>,
+    last: watch::Sender<Option<Size>>,
 }
 
 impl Default for Sizes {
@@ -36,10 +39,17 @@ impl Sizes {
         let mut unfinished = self.unfinished.lock().unwrap_or_else(PoisonError::into_inner);
         for part in chunk.chunks(UNFINISHED_BYTES_MAX) {
             unfinished.extend_from_slice(part);
-            if let Some((columns, rows)) = take(&mut unfinished) {
-                self.last.send_replace(Some((columns, rows)));
+            if let Some(size) = take(&mut unfinished) {
+                self.last.send_replace(Some(size));
             }
         }
+    }
+
+    /// The size to start with, where it comes in time.
+    pub(crate) async fn first(&self) -> Option<Size> {
+        let mut last = self.last.subscribe();
+        let told = tokio::time::timeout(FIRST_SIZE_PATIENCE, last.wait_for(Option::is_some)).await;
+        told.ok()?.ok().and_then(|size| *size)
     }
 
     /// Sets each new size; sizes told before are not lost.
@@ -48,22 +58,24 @@ impl Sizes {
         last.mark_changed();
         while last.changed().await.is_ok() {
             let size = *last.borrow_and_update();
-            if let Some((columns, rows)) = size {
-                resize(columns, rows);
+            if let Some(size) = size {
+                resize(size);
             }
         }
     }
 }
 
 /// Takes whole objects off `bytes` and gives the last good size; what cannot become an object is dropped.
-fn take(bytes: &mut Vec<u8>) -> Option<(u16, u16)> {
-    let mut sizes = serde_json::Deserializer::from_slice(bytes).into_iter::<Size>();
+fn take(bytes: &mut Vec<u8>) -> Option<Size> {
+    let mut sizes = serde_json::Deserializer::from_slice(bytes).into_iter::<Told>();
     let (mut last, mut done, mut unfinished) = (None, 0, false);
     while let Some(size) = sizes.next() {
         match size {
             Ok(size) => {
                 done = sizes.byte_offset();
-                last = Some((size.width, size.height)).filter(|_| size.width > 0 && size.height > 0).or(last);
+                if size.width > 0 && size.height > 0 {
+                    last = Some(Size { columns: size.width, rows: size.height });
+                }
             }
             Err(error) => unfinished = error.is_eof(),
         }
@@ -84,7 +96,7 @@ mod tests {
         let sizes = Sizes::default();
         parts.iter().for_each(|part| sizes.push(part.as_bytes()));
         assert!(sizes.unfinished.lock().unwrap().len() <= UNFINISHED_BYTES_MAX);
-        *sizes.last.borrow()
+        sizes.last.borrow().map(|size| (size.columns, size.rows))
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! Port-forward from a client's side.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Exec and attach from a client's side.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
 

@@ -14,7 +14,7 @@ use crisp_streaming::spdy::headers::{HeaderWriter, Headers};
 use crisp_streaming::ws::frame as ws;
 use crisp_streaming::{
     AttachRequest, Backend, Config, End, Ends, ExecRequest, Exit, Failure, PortForwardRequest, Process,
-    Server,
+    Server, Size,
 };
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -74,7 +74,7 @@ impl Processes {
                 let _guard = guard;
                 Exit::Code(child.wait().await.unwrap().code().unwrap())
             }),
-            resize: Box::new(move |columns, rows| sizes.lock().unwrap().push((columns, rows))),
+            resize: Box::new(move |size| sizes.lock().unwrap().push((size.columns, size.rows))),
         })
     }
 
@@ -87,7 +87,7 @@ impl Processes {
 }
 
 impl Backend for Processes {
-    fn exec(&self, request: ExecRequest) -> BoxFuture<'_, Result<Process, Failure>> {
+    fn exec(&self, request: ExecRequest, _size: Option<Size>) -> BoxFuture<'_, Result<Process, Failure>> {
         Box::pin(async move { self.start(&request.command, request.ends) })
     }
 
