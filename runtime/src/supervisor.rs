@@ -14,10 +14,10 @@ mod launcher;
 mod pipe;
 mod wire;
 
-pub(crate) use attach::{AttachSession, AttachStream, Attachment, Resizer};
+pub(crate) use attach::{AttachSession, AttachStream, Resizer};
 pub(crate) use client::{Supervision, SupervisorClient, connect};
 pub(crate) use error::Error;
-pub(crate) use exec::{ExecOutput, ExecProcess, ExecSession, ExecStream, ExecSync};
+pub(crate) use exec::{ExecOutput, ExecSession, ExecStream, ExecSync};
 pub(crate) use launcher::Launcher;
 pub(crate) use wire::{
     AttachEnd, CgroupEntry, ContainerPhase, ContainerSetup, Event, Exit, HandlerKind, ShimState, Started, Stdio,

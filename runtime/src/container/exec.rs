@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crisp_spec::ExecRequest;
+use oci_spec::runtime::Box as ConsoleSize;
 
 use super::Container;
 use crate::blocking;
@@ -26,7 +27,8 @@ pub(crate) async fn exec_sync(
         return Err(Error::Invalid("cmd is empty".to_owned()));
     }
     container.require_running()?;
-    let process_json = process(container, command).await?;
+    let request = ExecRequest { command, ..ExecRequest::default() };
+    let process_json = process(container, request, None).await?;
     let cgroup = cgroups::container_entry(daemon, container)?;
     let exec = ExecSync { container: &container.id, process_json, cgroup: &cgroup, timeout };
     let output = container.pod.supervisor()?.exec_sync(exec).await.doing("run the command")?;
@@ -37,16 +39,23 @@ pub(crate) async fn exec_sync(
     Ok(output)
 }
 
-/// The OCI `process` object: the container's own with another command.
-async fn process(container: &Arc<Container>, command: Vec<String>) -> Result<Vec<u8>> {
+/// The OCI `process` object: the container's own with another command, and its terminal's size where that is known.
+///
+/// # Errors
+/// When the container's specification cannot be read.
+pub(crate) async fn process(
+    container: &Arc<Container>,
+    request: ExecRequest,
+    size: Option<ConsoleSize>,
+) -> Result<Vec<u8>> {
     let path = container.dir.config();
     blocking::run(move || {
         let spec = oci_spec::runtime::Spec::load(&path).map_err(|error| Error::Internal {
             what: "read the container's specification",
             cause: error.to_string(),
         })?;
-        let request = ExecRequest { command, ..ExecRequest::default() };
-        let process = crisp_spec::exec_process(&spec, &request).doing("make the command's process")?;
+        let mut process = crisp_spec::exec_process(&spec, &request).doing("make the command's process")?;
+        process.set_console_size(size);
         serde_json::to_vec(&process)
             .map_err(|error| Error::Internal { what: "encode a process", cause: error.to_string() })
     })

@@ -139,6 +139,11 @@ impl Pod {
         self.record.borrow().state
     }
 
+    /// Tells of every change of the record.
+    pub(crate) fn subscribe(&self) -> channel::Receiver<Arc<PodRecord>> {
+        self.record.subscribe()
+    }
+
     pub(crate) fn cgroup_path(&self) -> Result<CgroupPath> {
         CgroupPath::new(self.record().cgroup.path()).doing("check the pod's cgroup path")
     }
