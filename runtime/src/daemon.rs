@@ -34,6 +34,7 @@ pub(crate) struct Daemon {
     pub(crate) containers: Index<Container>,
     pub(crate) images: ImageStore,
     pub(crate) layers: LayerStore,
+    pub(crate) features: crate::handlers::Features,
     pub(crate) network: Arc<Network>,
     pub(crate) cgroups: Cgroups,
     pub(crate) driver: cgroups::Driver,
@@ -74,12 +75,14 @@ impl Daemon {
             }
         }
         keep_mounts_apart(dirs.state())?;
+        crate::container::views::open_passage(dirs.state(), &dirs.views())?;
         let layers = LayerStore::open(dirs.root()).doing("open the layer store")?;
         let images =
             ImageStore::open(dirs.root(), layers.clone(), registry(&config)).doing("open the image store")?;
         let cgroups = Cgroups::detect().doing("detect the cgroup hierarchies")?;
         let driver = cgroups::Driver::open(&config, &cgroups)?;
         Ok(Self {
+            features: crate::handlers::Features::probe(&config.handlers, &layers, &dirs.views()),
             shim_cgroup: cgroups::make_shims(&driver, &cgroups, &config.cgroup_parent)?,
             network: Arc::new(Network::open(network(&config, &dirs)).doing("open the network")?),
             launcher: Launcher::new().doing("prepare the shim")?,
@@ -117,6 +120,12 @@ impl Daemon {
             let known: Vec<_> = self.config.handlers.keys().map(String::as_str).collect();
             Error::Invalid(format!("no runtime handler {name:?}; there are: {}", known.join(", ")))
         })
+    }
+
+    /// Whether pods of this handler may have a user namespace.
+    pub(crate) fn user_namespaces(&self, handler: &str) -> bool {
+        let name = if handler.is_empty() { &self.config.default_handler } else { handler };
+        self.features.user_namespaces(name)
     }
 
     /// The handler of this name, for a shim.

@@ -35,7 +35,16 @@ impl Dirs {
     }
 
     pub(crate) fn container(&self, id: &str) -> ContainerDir {
-        ContainerDir { state: self.containers().join(id), writable: self.writable_layers().join(id) }
+        ContainerDir {
+            state: self.containers().join(id),
+            writable: self.writable_layers().join(id),
+            views: self.views().join(id),
+        }
+    }
+
+    /// What containers' mounts show, by container id (`container/views.rs`).
+    pub(crate) fn views(&self) -> PathBuf {
+        self.state.join("mounts")
     }
 
     /// Writable layers and anonymous volumes, by container id.
@@ -66,9 +75,16 @@ impl PodDir {
     pub(crate) fn socket(&self) -> PathBuf {
         self.0.join("shim.sock")
     }
-    /// Pinned namespaces: `net`, `ipc`, `uts`.
+    /// Pinned namespaces: `user`, `net`, `ipc`, `uts`, `pid`.
     pub(crate) fn namespaces(&self) -> PathBuf {
         self.0.join("ns")
+    }
+    pub(crate) fn user(&self) -> PathBuf {
+        self.namespaces().join("user")
+    }
+    /// Of the pod's PID 1.
+    pub(crate) fn pid(&self) -> PathBuf {
+        self.namespaces().join("pid")
     }
     pub(crate) fn net(&self) -> PathBuf {
         self.namespaces().join("net")
@@ -102,6 +118,7 @@ impl PodDir {
 pub(crate) struct ContainerDir {
     state: PathBuf,
     writable: PathBuf,
+    views: PathBuf,
 }
 
 impl ContainerDir {
@@ -124,6 +141,10 @@ impl ContainerDir {
     /// Upper and work directory.
     pub(crate) fn writable(&self) -> &Path {
         &self.writable
+    }
+    /// What its mounts show, until its init has them; see `container/views.rs`.
+    pub(crate) fn views(&self) -> &Path {
+        &self.views
     }
     /// The `number`th anonymous volume, for a `VOLUME` of the image.
     pub(crate) fn volume(&self, number: usize) -> PathBuf {

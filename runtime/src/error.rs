@@ -120,7 +120,10 @@ impl Kinded for std::io::Error {
 
 impl Kinded for crisp_sys::mount::MountError {
     fn error_kind(&self) -> ErrorKind {
-        ErrorKind::Internal
+        match self {
+            Self::NotMappable { .. } => ErrorKind::Unsupported,
+            _ => ErrorKind::Internal,
+        }
     }
 }
 

@@ -220,7 +220,12 @@ fn sweep(daemon: &Daemon) -> Result<()> {
     }
     let ids: HashSet<String> =
         daemon.containers.all().iter().map(|container| container.id.to_string()).collect();
-    for name in names(&daemon.dirs.containers())?.into_iter().chain(names(&daemon.dirs.writable_layers())?) {
+    let dirs = &daemon.dirs;
+    let mut found = HashSet::new();
+    for dir in [dirs.containers(), dirs.writable_layers(), dirs.views()] {
+        found.extend(names(&dir)?);
+    }
+    for name in found {
         if !ids.contains(&name) {
             sweep_container(daemon, &name);
         }
@@ -234,6 +239,7 @@ fn sweep(daemon: &Daemon) -> Result<()> {
 fn sweep_container(daemon: &Daemon, name: &str) {
     let dir = daemon.dirs.container(name);
     let swept = || -> Result<()> {
+        crate::container::views::release(dir.views())?;
         crisp_snapshot::Rootfs::unmount(&dir.rootfs()).doing("unmount an orphan's root filesystem")?;
         crisp_snapshot::Rootfs::remove_writable(dir.writable()).doing("delete an orphan's writable layer")?;
         stop::remove_dir(dir.state())

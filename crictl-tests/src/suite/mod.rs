@@ -24,6 +24,7 @@ mod pod;
 mod replay;
 mod restart;
 mod stats;
+mod userns;
 
 /// Port of the registry inside the namespaces.
 pub const REGISTRY_PORT: u16 = 5000;
@@ -69,6 +70,7 @@ fn all() -> Vec<(&'static str, &'static Test)> {
         ("layers", layers::TESTS),
         ("handlers", handlers::TESTS),
         ("restart", restart::TESTS),
+        ("userns", userns::TESTS),
         ("faults", faults::TESTS),
         ("replay", replay::TESTS),
     ];

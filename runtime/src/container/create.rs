@@ -74,9 +74,9 @@ async fn make(daemon: Arc<Daemon>, pod: Arc<Pod>, config: ContainerConfig) -> Re
         let (spec, made) =
             blocking::run(move || bundle::make(&owner, &bundled, request, &image, pod_init)).await?;
         let spec = nri::create_container(&daemon, &container, spec).await?;
-        let bundled = Arc::clone(&container);
+        let (owner, bundled) = (Arc::clone(&daemon), Arc::clone(&container));
         blocking::run(move || {
-            bundle::write_spec(&bundled, &spec)?;
+            bundle::write_spec(&owner, &bundled, spec)?;
             bundled.update(|record| record.made = Some(made))?;
             bundled.apply(ContainerEvent::Made)
         })

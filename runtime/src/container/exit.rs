@@ -97,6 +97,8 @@ pub(crate) async fn clean_up(daemon: &Arc<Daemon>, container: &Arc<Container>) -
         // A shim that is gone has forgotten everything.
         tracing::debug!(container_id = %container.id, %error, "let the shim forget the container");
     }
+    let ended = Arc::clone(container);
+    blocking::run(move || super::views::release(ended.dir.views())).await?;
     cgroups::remove_container(daemon, container).await
 }
 

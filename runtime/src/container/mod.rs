@@ -9,6 +9,7 @@ pub(crate) mod start;
 pub(crate) mod state;
 pub(crate) mod stop;
 pub(crate) mod update;
+pub(crate) mod views;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};

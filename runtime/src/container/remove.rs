@@ -44,6 +44,7 @@ async fn steps(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
 
 /// Everything on disk: the mount, the writable layer, at last the record.
 pub(crate) fn delete(container: &Container) -> Result<()> {
+    super::views::release(container.dir.views())?;
     crisp_snapshot::Rootfs::unmount(&container.dir.rootfs()).doing("unmount the root filesystem")?;
     crisp_snapshot::Rootfs::remove_writable(container.dir.writable()).doing("delete the writable layer")?;
     crate::pod::stop::remove_dir(container.dir.state())

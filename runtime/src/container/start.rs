@@ -64,8 +64,18 @@ async fn apply(container: &Arc<Container>, event: ContainerEvent) -> Result<()> 
     blocking::run(move || container.apply(event)).await
 }
 
+/// Init has its mounts in a namespace of its own now, so the daemon's keep no volume busy.
+async fn release_views(container: &Arc<Container>) -> Result<()> {
+    if !container.dir.views().exists() {
+        return Ok(());
+    }
+    let created = Arc::clone(container);
+    blocking::run(move || super::views::release(created.dir.views())).await
+}
+
 async fn launch(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<Started> {
     let cgroup = cgroups::make_container(daemon, container).await?;
+    crate::pod::start::recheck_target(daemon, container)?;
     let supervisor = container.pod.supervisor()?;
     let setup = ContainerSetup {
         id: container.id.clone(),
@@ -76,6 +86,7 @@ async fn launch(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<Star
         handler: daemon.handler_kind(&container.pod.record().handler)?,
     };
     let started = supervisor.create(&setup).await.doing("create the container")?;
+    release_views(container).await?;
     cgroups::adopt_container(daemon, container).await?;
     limit_as_updated(daemon, container).await?;
     supervisor.start(&container.id).await.doing("start the container")?;

@@ -11,15 +11,17 @@ use crisp_spec::{
     AppArmorRequest, ContainerConfig, DeviceAccess, DeviceRequest, ImageConfig, MountAccess, MountOption,
     MountRequest, MountSource, NamespaceMode, NamespaceRequest, NewPrivileges, Privilege, Propagation,
     Resources, RootAccess, SeccompRequest, SecurityRequest, SelinuxRequest, Signal, Terminal,
+    UserNamespaceRequest,
 };
+use crisp_sys::userns::{IdMap, RANGES_MAX};
 
 use crate::error::{Doing as _, Error, Result};
+use crate::pod::userns;
 
 /// What a container is to be.
 ///
 /// # Errors
-/// [`Error::Invalid`] that names the field; [`Error::Unimplemented`] for user namespaces and mounts with
-/// mapped ids; the errors of [`crisp_spec`] for texts that it parses.
+/// [`Error::Invalid`] that names the field; the errors of [`crisp_spec`] for texts that it parses.
 pub(crate) fn container(config: &cri::ContainerConfig) -> Result<ContainerConfig> {
     let linux = config.linux.clone().unwrap_or_default();
     Ok(ContainerConfig {
@@ -113,9 +115,6 @@ fn invalid(message: String) -> Error {
 
 fn mount(mount: &cri::Mount) -> Result<MountRequest> {
     let at = &mount.container_path;
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(Error::Unimplemented("a mount with mapped ids"));
-    }
     let propagation = match cri::MountPropagation::try_from(mount.propagation) {
         Ok(cri::MountPropagation::PropagationPrivate) => Propagation::Private,
         Ok(cri::MountPropagation::PropagationHostToContainer) => Propagation::HostToContainer,
@@ -139,7 +138,23 @@ fn mount(mount: &cri::Mount) -> Result<MountRequest> {
         access,
         propagation,
         options: mount.mount_options.iter().map(|option| mount_option(at, option)).collect::<Result<_>>()?,
+        ids: mount_ids(mount)?,
     })
+}
+
+fn mount_ids(mount: &cri::Mount) -> Result<Option<IdMap>> {
+    let ids = IdMap { uids: userns::ranges(&mount.uid_mappings), gids: userns::ranges(&mount.gid_mappings) };
+    let at = &mount.container_path;
+    match (ids.uids.len(), ids.gids.len()) {
+        (0, 0) => Ok(None),
+        (0, _) | (_, 0) => {
+            Err(invalid(format!("mount {at:?}: uid_mappings and gid_mappings must come together")))
+        }
+        (uids, gids) if uids.max(gids) > RANGES_MAX => {
+            Err(invalid(format!("mount {at:?}: more than {RANGES_MAX} mappings")))
+        }
+        _ => Ok(Some(ids)),
+    }
 }
 
 fn mount_source(mount: &cri::Mount) -> Result<MountSource> {
@@ -204,7 +219,7 @@ fn security(context: &cri::LinuxContainerSecurityContext) -> Result<SecurityRequ
 fn namespaces(options: Option<&cri::NamespaceOption>) -> Result<NamespaceRequest> {
     use NamespaceMode as Mode;
     let options = options.cloned().unwrap_or_default();
-    refuse_user_namespace(options.userns_options.as_ref())?;
+    let user = user_namespace(options.userns_options.as_ref())?;
     let pid = namespace_mode("pid", options.pid, &[Mode::Pod, Mode::Container, Mode::Node, Mode::Target])?;
     let target_id = (pid == Mode::Target).then_some(options.target_id);
     if target_id.as_ref().is_some_and(String::is_empty) {
@@ -214,6 +229,7 @@ fn namespaces(options: Option<&cri::NamespaceOption>) -> Result<NamespaceRequest
         network: namespace_mode("network", options.network, &[Mode::Pod, Mode::Node])?,
         pid,
         ipc: namespace_mode("ipc", options.ipc, &[Mode::Pod, Mode::Container, Mode::Node])?,
+        user,
         target_id,
     })
 }
@@ -235,13 +251,13 @@ fn namespace_mode(field: &str, value: i32, allowed: &[NamespaceMode]) -> Result<
     }
 }
 
-fn refuse_user_namespace(options: Option<&cri::UserNamespace>) -> Result<()> {
-    let Some(options) = options else { return Ok(()) };
+fn user_namespace(options: Option<&cri::UserNamespace>) -> Result<UserNamespaceRequest> {
+    let Some(options) = options else { return Ok(UserNamespaceRequest::Unset) };
     let mapped = !options.uids.is_empty() || !options.gids.is_empty();
     match cri::NamespaceMode::try_from(options.mode) {
-        Ok(cri::NamespaceMode::Node) if !mapped => Ok(()),
+        Ok(cri::NamespaceMode::Node) if !mapped => Ok(UserNamespaceRequest::Node),
         Ok(cri::NamespaceMode::Node) => Err(invalid("userns_options: NODE has no mappings".to_owned())),
-        Ok(cri::NamespaceMode::Pod) => Err(Error::Unimplemented("a user namespace")),
+        Ok(cri::NamespaceMode::Pod) => Ok(UserNamespaceRequest::Pod(userns::id_map(options))),
         _ => Err(invalid(format!("userns_options.mode {} is neither POD nor NODE", options.mode))),
     }
 }

@@ -66,12 +66,12 @@ impl Runtime {
         let names = std::iter::once("").chain(self.daemon.config.handlers.keys().map(String::as_str));
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         let kernel = crisp_seccomp::KernelVersion::parse(&release).map(|kernel| (kernel.major, kernel.minor));
-        // User namespaces come later, so no handler offers them.
-        let features = RuntimeHandlerFeatures {
+        let features = |name: &str| RuntimeHandlerFeatures {
+            // What a program may not know is done for it (`container/views.rs`).
             recursive_read_only_mounts: kernel >= Some(MOUNT_SETATTR_SINCE),
-            user_namespaces: false,
+            user_namespaces: self.daemon.user_namespaces(name),
         };
-        names.map(|name| RuntimeHandler { name: name.to_owned(), features: Some(features) }).collect()
+        names.map(|name| RuntimeHandler { name: name.to_owned(), features: Some(features(name)) }).collect()
     }
 }
 
@@ -377,7 +377,7 @@ impl RuntimeService for Runtime {
             runtime_handlers: self.handlers(),
             features: Some(RuntimeFeatures {
                 supplemental_groups_policy: true,
-                user_namespaces_host_network: false,
+                user_namespaces_host_network: self.daemon.user_namespaces(""),
                 mount_options: true,
             }),
         }))

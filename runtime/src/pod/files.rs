@@ -11,18 +11,28 @@ use crate::error::{Doing as _, Error, Result};
 /// Bytes of a host file that is copied into a pod.
 const HOST_FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Writes the three files.
+/// Writes the three files; `owner` is the user and group that they belong to, if not the host's root.
 ///
 /// # Errors
 /// [`Error::Invalid`] for DNS entries with a line break; otherwise what the file system says.
-pub(crate) fn write(dir: &PodDir, config: &PodSandboxConfig, hostname: &str) -> Result<()> {
+pub(crate) fn write(
+    dir: &PodDir,
+    config: &PodSandboxConfig,
+    hostname: &str,
+    owner: Option<(u32, u32)>,
+) -> Result<()> {
     put(&dir.hostname(), format!("{hostname}\n").as_bytes())?;
     put(&dir.hosts(), &host_file("/etc/hosts")?)?;
     let resolv = match &config.dns_config {
         Some(dns) => resolv_conf(dns)?.into_bytes(),
         None => host_file("/etc/resolv.conf")?,
     };
-    put(&dir.resolv_conf(), &resolv)
+    put(&dir.resolv_conf(), &resolv)?;
+    let Some((uid, gid)) = owner else { return Ok(()) };
+    [dir.hostname(), dir.hosts(), dir.resolv_conf()]
+        .iter()
+        .try_for_each(|path| std::os::unix::fs::chown(path, Some(uid), Some(gid)))
+        .doing("set the owner of a file of the pod")
 }
 
 /// The text of `/etc/resolv.conf`: `search`, one `nameserver` each, `options`; an empty list gives no line.

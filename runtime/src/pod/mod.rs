@@ -6,6 +6,7 @@ pub(crate) mod request;
 pub(crate) mod start;
 pub(crate) mod state;
 pub(crate) mod stop;
+pub(crate) mod userns;
 pub(crate) mod volumes;
 pub(crate) mod watch;
 
@@ -239,6 +240,11 @@ impl Pod {
 
     pub(crate) fn namespaces(&self) -> NamespaceOption {
         namespaces(&self.record().config)
+    }
+
+    /// The ids of the pod's user namespace; `None` where it has the host's.
+    pub(crate) fn user_ids(&self) -> Option<crisp_sys::userns::IdMap> {
+        userns::ids(&self.record().config)
     }
 
     /// Path of the pinned network namespace; `None` on the host's network.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crisp_proto::cri::{NamespaceMode, PodSandboxConfig};
 use crisp_spec::validate_sysctls;
+use crisp_sys::userns::IdMap;
 
 use super::{metadata, namespaces};
 use crate::error::{Doing as _, Error, Result};
@@ -23,6 +24,8 @@ pub(crate) struct PodRequest {
     pub(crate) ipc: Scope,
     /// Whether containers may share a PID namespace, so that a PID 1 is needed.
     pub(crate) pid: PidMode,
+    /// Of the pod's user namespace; `None` uses the host's.
+    pub(crate) user: Option<IdMap>,
 }
 
 /// Whose namespace a pod uses.
@@ -46,7 +49,7 @@ pub(crate) enum PidMode {
 /// Checks the request.
 ///
 /// # Errors
-/// [`Error::Invalid`] that names the field; [`Error::Unimplemented`] for user namespaces.
+/// [`Error::Invalid`] that names the field.
 pub(crate) fn parse(config: Option<PodSandboxConfig>) -> Result<PodRequest> {
     let config = config.ok_or_else(|| Error::Invalid("config is missing".to_owned()))?;
     check_metadata(&config)?;
@@ -57,10 +60,22 @@ pub(crate) fn parse(config: Option<PodSandboxConfig>) -> Result<PodRequest> {
     let ipc = mode("ipc", options.ipc, &[NamespaceMode::Pod, NamespaceMode::Node, NamespaceMode::Container])?;
     let pid = mode("pid", options.pid, &[NamespaceMode::Pod, NamespaceMode::Container, NamespaceMode::Node])?;
     check_userns(&config)?;
+    let user = super::userns::ids(&config);
+    refuse_host_namespaces(user.as_ref(), pid, ipc)?;
     let sysctls = sysctls(&config, network, ipc)?;
     let (network, ipc) = (scope(network), scope(ipc));
     let pid = if pid == NamespaceMode::Pod { PidMode::Shared } else { PidMode::Apart };
-    Ok(PodRequest { config, sysctls, network, ipc, pid })
+    Ok(PodRequest { config, sysctls, network, ipc, pid, user })
+}
+
+/// What the host's PID and IPC namespaces hold is the host's root's: nothing in a user namespace may mount it.
+fn refuse_host_namespaces(user: Option<&IdMap>, pid: NamespaceMode, ipc: NamespaceMode) -> Result<()> {
+    if user.is_some() && [pid, ipc].contains(&NamespaceMode::Node) {
+        return Err(Error::Invalid(
+            "a pod with a user namespace cannot use the host's PID or IPC namespace".to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 fn check_metadata(config: &PodSandboxConfig) -> Result<()> {
@@ -168,7 +183,11 @@ fn check_userns_pod(userns: &crisp_proto::cri::UserNamespace) -> Result<()> {
             "userns_options needs equal uid and gid mappings that begin at container id 0".to_owned(),
         ));
     }
-    Err(Error::Unimplemented("a user namespace for a pod"))
+    // The highest number means "no id" to the kernel.
+    if uid.host_id.checked_add(uid.length).is_none() {
+        return Err(Error::Invalid("userns_options maps ids above the highest one".to_owned()));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -231,17 +250,30 @@ mod tests {
     }
 
     #[test]
-    fn user_namespaces_are_refused_and_bad_ones_are_invalid() {
+    fn a_user_namespace_has_one_mapping_and_bad_ones_are_invalid() {
         let userns = |mode, mappings: usize| {
             let mapping = crisp_proto::cri::IdMapping { host_id: 65536, container_id: 0, length: 65536 };
             let mappings = vec![mapping; mappings];
             let options = Some(UserNamespace { mode, uids: mappings.clone(), gids: mappings });
             parse(Some(with_options(NamespaceOption { userns_options: options, ..Default::default() })))
         };
-        assert!(matches!(userns(0, 1), Err(Error::Unimplemented(_))));
+        assert_eq!(userns(0, 1).unwrap().user, Some(IdMap::shifted(65_536, 65_536)));
         for (mode, mappings) in [(0, 2), (0, 0), (1, 1), (3, 1), (2, 1)] {
             assert!(matches!(userns(mode, mappings), Err(Error::Invalid(_))), "{mode} {mappings}");
         }
-        assert!(userns(2, 0).is_ok());
+        assert_eq!(userns(2, 0).unwrap().user, None);
+    }
+
+    #[test]
+    fn a_user_namespace_keeps_to_what_it_owns() {
+        let with = |host_id, pid: i32, ipc: i32| {
+            let mapping = crisp_proto::cri::IdMapping { host_id, container_id: 0, length: 65536 };
+            let userns_options = Some(UserNamespace { mode: 0, uids: vec![mapping], gids: vec![mapping] });
+            parse(Some(with_options(NamespaceOption { pid, ipc, userns_options, ..Default::default() })))
+        };
+        assert!(with(65_536, 1, 0).is_ok());
+        for (host_id, pid, ipc) in [(65_536, 2, 0), (65_536, 1, 2), (u32::MAX - 65_535, 1, 0)] {
+            assert!(matches!(with(host_id, pid, ipc), Err(Error::Invalid(_))), "{host_id} {pid} {ipc}");
+        }
     }
 }

@@ -8,6 +8,7 @@ use crisp_domain::{ErrorKind, SandboxId, Timestamp};
 use crisp_proto::cri::{ContainerEventType, PodSandboxConfig};
 use crisp_sys::mount::Tmpfs;
 use crisp_sys::netns::{self, PodNamespacesRequest};
+use crisp_sys::userns::IdMap;
 
 use super::request::{PidMode, PodRequest, Scope};
 use super::state::{PodEvent, PodState};
@@ -24,7 +25,9 @@ use crate::{events, nri};
 const SHM: Tmpfs = Tmpfs { bytes_max: Some(64 << 20), mode: 0o1777 };
 /// What pods get unless they ask otherwise: unprivileged processes may bind low ports and send pings.
 const DEFAULT_NET_SYSCTLS: [(&str, &str); 2] =
-    [("net/ipv4/ip_unprivileged_port_start", "0"), ("net/ipv4/ping_group_range", "0 2147483647")];
+    [("net/ipv4/ip_unprivileged_port_start", "0"), (PING_GROUPS, "0 2147483647")];
+
+const PING_GROUPS: &str = "net/ipv4/ping_group_range";
 
 /// Makes a pod, or joins the job that makes it, or claims the one that was made for a caller who hung up.
 ///
@@ -32,6 +35,9 @@ const DEFAULT_NET_SYSCTLS: [(&str, &str); 2] =
 /// [`Error::NameInUse`] when a client has the pod of this name already; whatever a step says.
 pub(crate) async fn run(daemon: &Arc<Daemon>, request: PodRequest, handler: String) -> Result<SandboxId> {
     daemon.handler(&handler)?;
+    if request.user.is_some() && !daemon.user_namespaces(&handler) {
+        return Err(Error::Unimplemented("a user namespace with this handler, kernel and file system"));
+    }
     let name = unique_name(&metadata(&request.config));
     let job = || make(Arc::clone(daemon), request, handler);
     let id = match claimable(daemon, &name)? {
@@ -144,13 +150,21 @@ async fn effects(daemon: &Arc<Daemon>, pod: &Arc<Pod>, request: PodRequest) -> R
 
 /// What takes no other program: namespaces, files, shared memory, cgroup.
 fn local(daemon: &Daemon, pod: &Pod, request: &PodRequest) -> Result<()> {
-    let namespaces =
-        netns::create_pod_namespaces(&namespaces_request(pod, request)).doing("make the pod's namespaces")?;
-    pod.set_netlink(namespaces.netlink);
-    files::write(&pod.dir, &request.config, &hostname(&request.config))?;
+    let wanted = namespaces_request(pod, request);
+    let namespaces = match &request.user {
+        Some(ids) => netns::create_pod_namespaces_for(&wanted, ids),
+        None => netns::create_pod_namespaces(&wanted),
+    };
+    pod.set_netlink(namespaces.doing("make the pod's namespaces")?.netlink);
+    let root = request.user.as_ref().and_then(IdMap::root);
+    files::write(&pod.dir, &request.config, &hostname(&request.config), root)?;
     if request.ipc == Scope::Pod {
         std::fs::create_dir(pod.dir.shm()).doing("make the pod's shm directory")?;
         crisp_sys::mount::tmpfs(&pod.dir.shm(), &SHM).doing("mount the pod's shm")?;
+        if let Some((uid, gid)) = root {
+            std::os::unix::fs::chown(pod.dir.shm(), Some(uid), Some(gid))
+                .doing("set the owner of the pod's shm")?;
+        }
     }
     crate::lsm::label_files(pod)?;
     cgroups::make_pod(daemon, pod)
@@ -172,7 +186,9 @@ fn sysctls(request: &PodRequest) -> Vec<(String, String)> {
     let mut sysctls = request.sysctls.clone();
     if request.network == Scope::Pod {
         for (name, value) in DEFAULT_NET_SYSCTLS {
-            if !sysctls.iter().any(|(requested, _)| requested == name) {
+            // Groups that a user namespace does not have cannot be named there.
+            let applies = request.user.is_none() || name != PING_GROUPS;
+            if applies && !sysctls.iter().any(|(requested, _)| requested == name) {
                 sysctls.push((name.to_owned(), value.to_owned()));
             }
         }
@@ -206,17 +222,30 @@ async fn supervise(daemon: &Daemon, pod: &Pod) -> Result<Supervision> {
 async fn start_init(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<Process> {
     let _one_at_a_time = pod.init.lock().await;
     if let Some(init) = pod.record().init {
+        let pinned = Arc::clone(pod);
+        blocking::run(move || pin_init(&pinned, init)).await?;
         return Ok(init);
     }
     let cgroup = cgroups::make_pod_init(daemon, pod).await?;
-    let paths = [pod.dir.net(), pod.dir.ipc(), pod.dir.uts()];
+    // The user namespace first: what follows belongs to it.
+    let paths = [pod.dir.user(), pod.dir.net(), pod.dir.ipc(), pod.dir.uts()];
     let paths: Vec<_> =
         paths.iter().map(AsRef::as_ref).filter(|path: &&std::path::Path| path.exists()).collect();
     let started = pod.supervisor()?.start_pod_init(&paths, &cgroup).await.doing("start the pod's init")?;
     let init = Process { pid: started.pid, start_time_ticks: started.start_time_ticks };
     let recorded = Arc::clone(pod);
-    blocking::run(move || recorded.update(|record| record.init = Some(init))).await?;
+    blocking::run(move || {
+        recorded.update(|record| record.init = Some(init))?;
+        pin_init(&recorded, init)
+    })
+    .await?;
     Ok(init)
+}
+
+/// Pins the namespace of the pod's PID 1, unless it is: a daemon before this one may not have come to it.
+fn pin_init(pod: &Pod, init: Process) -> Result<()> {
+    let path = pod.dir.pid();
+    if path.exists() { Ok(()) } else { super::userns::pin_pid(init, &path) }
 }
 
 /// The process whose PID namespace the container joins; none where it has its own or the host's.
@@ -235,6 +264,22 @@ pub(crate) async fn init_for(
         // A pod of another mode gets its PID 1 when the first container asks for it.
         Mode::Pod => start_init(daemon, pod).await.map(Some),
         Mode::Target => target(daemon, pod, namespaces.target_id.as_deref().unwrap_or_default()).map(Some),
+    }
+}
+
+/// That the container whose PID namespace a created one is to join still runs. Its namespace is pinned, but nothing can be born in
+/// one whose first process has ended.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub(crate) fn recheck_target(daemon: &Daemon, container: &crate::container::Container) -> Result<()> {
+    let record = container.record();
+    let security = record.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    match security.and_then(|security| security.namespace_options.as_ref()) {
+        Some(options) if options.pid() == crisp_proto::cri::NamespaceMode::Target => {
+            target(daemon, &container.pod, &options.target_id).map(drop)
+        }
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -87,7 +87,7 @@ fn release(daemon: &Daemon, pod: &Pod) -> Result<()> {
         let known = netns.as_deref().filter(|path| path.exists());
         daemon.network.detach(&pod.id, known).doing("take the pod's network down")?;
     }
-    for namespace in [pod.dir.net(), pod.dir.ipc(), pod.dir.uts()] {
+    for namespace in [pod.dir.pid(), pod.dir.net(), pod.dir.ipc(), pod.dir.uts(), pod.dir.user()] {
         crisp_sys::netns::unpin(&namespace).doing("release the pod's namespace")?;
     }
     crisp_sys::mount::unmount_detach(&pod.dir.shm()).doing("unmount the pod's shm")?;

@@ -1,10 +1,12 @@
 //! Images mounted as volumes: one read-only mount per pod and image, shared by its containers, taken off when the pod stops.
 
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use crisp_snapshot::Rootfs;
+use crisp_snapshot::{MappedIds, Rootfs, Shown};
 use crisp_sys::mount;
 use crisp_sys::path::{Missing, RootedDir};
+use crisp_sys::userns;
 
 use super::Pod;
 use crate::daemon::Daemon;
@@ -41,7 +43,14 @@ fn try_mount(daemon: &Daemon, pod: &Pod, name: &str, sub_path: &str) -> Result<V
         pod.update(|record| record.image_volumes.push(image.chain.clone()))?;
         // Nothing, or the mount point of a try that failed.
         Rootfs::unmount(&target).doing("clear the mount point")?;
-        Rootfs::mount_read_only(&daemon.layers, &image.chain, &target).doing("mount the image")?;
+        let userns = pod.user_ids().map(|_| userns::open(&pod.dir.user())).transpose();
+        let userns = userns.doing("open the pod's user namespace")?;
+        let scratch = pod.dir.path();
+        let ids = userns.as_ref().map(|userns| MappedIds { userns: userns.as_fd(), scratch });
+        let record = pod.record();
+        let label = record.selinux.as_ref().map(|labels| labels.mount.as_str());
+        Rootfs::mount_read_only_for(&daemon.layers, &image.chain, &target, Shown { ids, label })
+            .doing("mount the image")?;
     }
     Ok(Volume { path: inside(&target, sub_path)?, image_id: image.id.to_string() })
 }
