@@ -428,7 +428,8 @@ pub(crate) async fn thaw(daemon: &Arc<Daemon>, container: &Arc<Container>) {
 /// The limits of a scope, in which a holder of ours is counted.
 fn scope_limits(limits: &crisp_spec::Resources) -> Resources {
     let limits = resources(limits);
-    let pids_max = if limits.pids_max > 0 { limits.pids_max.saturating_add(HOLDERS) } else { limits.pids_max };
+    let pids_max =
+        if limits.pids_max > 0 { limits.pids_max.saturating_add(HOLDERS) } else { limits.pids_max };
     Resources { pids_max, ..limits }
 }
 
@@ -521,7 +522,10 @@ mod tests {
         ] {
             assert_eq!(given(systemd, parent).unwrap(), want);
         }
-        assert_eq!(place(true, "", "/my.slice", "0a").unwrap().path(), "/my.slice/my-crisp.slice/my-crisp-0a.slice");
+        assert_eq!(
+            place(true, "", "/my.slice", "0a").unwrap().path(),
+            "/my.slice/my-crisp.slice/my-crisp-0a.slice"
+        );
     }
 
     #[test]

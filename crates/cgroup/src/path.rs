@@ -122,19 +122,7 @@ mod tests {
     #[test]
     fn bad_paths_are_refused() {
         let (long, deep, name) = ("/a".repeat(1025), "/a".repeat(33), format!("/{}", "n".repeat(256)));
-        for text in [
-            "",
-            "a",
-            "a/b",
-            "/..",
-            "/a/../b",
-            "/./a",
-            "/a\nb",
-            "/a\0",
-            &long,
-            &deep,
-            &name,
-        ] {
+        for text in ["", "a", "a/b", "/..", "/a/../b", "/./a", "/a\nb", "/a\0", &long, &deep, &name] {
             let error = CgroupPath::new(text).unwrap_err();
             assert_eq!(error.kind(), crisp_domain::ErrorKind::Invalid, "{text:?}");
         }

@@ -146,7 +146,8 @@ async fn silence_and_absence_end_in_time() {
     let error = systemd.ping().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
 
-    let nobody = Systemd::with([Door { path: "/nonexistent/private".into(), kind: DoorKind::Private }].into());
+    let nobody =
+        Systemd::with([Door { path: "/nonexistent/private".into(), kind: DoorKind::Private }].into());
     let began = Instant::now();
     let error = nobody.ping().await.unwrap_err();
     assert!(matches!(error, SystemdError::Connect { .. }), "{error}");
@@ -184,15 +185,21 @@ async fn a_scope_that_systemd_drops_is_an_error() {
 async fn a_scope_without_a_process_is_an_error() {
     let (_dir, systemd, _served) = serve(vec![Script::Say(vec![answer(1, None)])]);
     let slice = Slice::parse("system.slice").unwrap();
-    let request =
-        ScopeRequest { unit: "x.scope", slice: &slice, description: "x", pid: i32::MAX, properties: Vec::new() };
+    let request = ScopeRequest {
+        unit: "x.scope",
+        slice: &slice,
+        description: "x",
+        pid: i32::MAX,
+        properties: Vec::new(),
+    };
     assert!(matches!(systemd.start_scope(&request).await, Err(SystemdError::HolderEnded { .. })));
 }
 
 #[tokio::test]
 async fn what_is_not_there_is_stopped() {
     let gone = || answer(1, Some(("org.freedesktop.systemd1.NoSuchUnit", "Unit x.slice not loaded.")));
-    let scripts = vec![Script::Say(vec![gone()]), Script::Say(vec![answer(1, None)]), Script::Say(vec![gone()])];
+    let scripts =
+        vec![Script::Say(vec![gone()]), Script::Say(vec![answer(1, None)]), Script::Say(vec![gone()])];
     let (_dir, systemd, served) = serve(scripts);
     systemd.stop("x.slice").await.unwrap();
     systemd.stop("x.slice").await.unwrap();

@@ -132,8 +132,20 @@ mod tests {
     fn what_names_no_slice_is_refused() {
         let long = format!("{}.slice", "a".repeat(250));
         for name in [
-            "", ".slice", "a", "a.scope", "-a.slice", "a-.slice", "a--b.slice", "--.slice", "a/b.slice",
-            "a b.slice", "ü.slice", "a\n.slice", "..slice ", &long,
+            "",
+            ".slice",
+            "a",
+            "a.scope",
+            "-a.slice",
+            "a-.slice",
+            "a--b.slice",
+            "--.slice",
+            "a/b.slice",
+            "a b.slice",
+            "ü.slice",
+            "a\n.slice",
+            "..slice ",
+            &long,
         ] {
             let refused = Slice::parse(name);
             assert_eq!(refused.unwrap_err().kind(), crisp_domain::ErrorKind::Invalid, "{name:?}");
@@ -142,7 +154,8 @@ mod tests {
 
     #[test]
     fn only_the_last_element_of_a_path_counts() {
-        for path in ["/kubepods.slice/kubepods-pod1.slice", "kubepods-pod1.slice", "/x/kubepods-pod1.slice/"] {
+        for path in ["/kubepods.slice/kubepods-pod1.slice", "kubepods-pod1.slice", "/x/kubepods-pod1.slice/"]
+        {
             assert_eq!(Slice::of_path(path).unwrap().as_str(), "kubepods-pod1.slice");
         }
         assert!(Slice::of_path("/kubepods.slice/pod1").is_err());
@@ -152,7 +165,10 @@ mod tests {
     #[test]
     fn children_carry_their_parents_name() {
         let system = Slice::parse("system.slice").unwrap();
-        assert_eq!(system.child("crisp-1").unwrap().cgroup(), "/system.slice/system-crisp.slice/system-crisp-1.slice");
+        assert_eq!(
+            system.child("crisp-1").unwrap().cgroup(),
+            "/system.slice/system-crisp.slice/system-crisp-1.slice"
+        );
         assert_eq!(Slice::parse("-.slice").unwrap().child("a").unwrap().as_str(), "a.slice");
         assert!(system.child("").is_err());
     }

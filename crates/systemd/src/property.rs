@@ -98,7 +98,8 @@ fn swap(resources: &Resources, stage: Stage) -> Option<u64> {
 
 fn cpuset(name: &'static str, field: &'static str, list: &str, out: &mut Vec<Property>) -> Result<()> {
     if !list.is_empty() {
-        let bits = bits(list).ok_or_else(|| refuse(field, list, "no list of numbers and ranges such as 0-3,7"))?;
+        let bits =
+            bits(list).ok_or_else(|| refuse(field, list, "no list of numbers and ranges such as 0-3,7"))?;
         out.push(Property { name, value: Value::Bytes(bits) });
     }
     Ok(())
@@ -235,15 +236,19 @@ mod tests {
             pids_max: -1,
             ..Resources::default()
         };
-        let want = ["CPUQuotaPerSecUSec", "MemoryMax", "MemorySwapMax", "TasksMax"].map(|name| format!("{name}=infinity"));
+        let want = ["CPUQuotaPerSecUSec", "MemoryMax", "MemorySwapMax", "TasksMax"]
+            .map(|name| format!("{name}=infinity"));
         assert_eq!(shown(&unlimited, Stage::Live), want);
     }
 
     #[test]
     fn quotas_are_per_second_and_in_whole_percents() {
-        for (quota_us, period_us, want) in
-            [(50_000, 0, 500_000), (1_000, 100_000, 10_000), (1, 1_000_000, 10_000), (i64::MAX, 1, u64::MAX / 10_000 * 10_000)]
-        {
+        for (quota_us, period_us, want) in [
+            (50_000, 0, 500_000),
+            (1_000, 100_000, 10_000),
+            (1, 1_000_000, 10_000),
+            (i64::MAX, 1, u64::MAX / 10_000 * 10_000),
+        ] {
             assert_eq!(quota(quota_us, period_us), Some(want), "{quota_us}/{period_us}");
         }
         assert_eq!(quota(0, 100_000), None);
@@ -252,16 +257,25 @@ mod tests {
     #[test]
     fn unified_values_that_systemd_writes_too_become_properties() {
         let pairs = [
-            ("memory.high", "max"), ("memory.min", "4096"), ("memory.oom.group", "1"), ("cpu.max", "50000 100000"),
-            ("pids.max", "7"), ("cpuset.cpus", "1"), ("io.weight", "default 50"),
+            ("memory.high", "max"),
+            ("memory.min", "4096"),
+            ("memory.oom.group", "1"),
+            ("cpu.max", "50000 100000"),
+            ("pids.max", "7"),
+            ("cpuset.cpus", "1"),
+            ("io.weight", "default 50"),
         ];
         let unified = pairs.map(|(file, value)| (file.to_owned(), value.to_owned())).into();
         let resources = Resources { unified, pids_max: 3, ..Resources::default() };
         let mut got = shown(&resources, Stage::Fresh);
         got.sort();
         let want = [
-            "AllowedCPUs=[02]", "CPUQuotaPerSecUSec=500000", "CPUQuotaPeriodUSec=100000", "MemoryHigh=infinity",
-            "MemoryMin=4096", "TasksMax=7",
+            "AllowedCPUs=[02]",
+            "CPUQuotaPerSecUSec=500000",
+            "CPUQuotaPeriodUSec=100000",
+            "MemoryHigh=infinity",
+            "MemoryMin=4096",
+            "TasksMax=7",
         ];
         assert_eq!(got, want);
     }
@@ -272,7 +286,8 @@ mod tests {
         let list = |bytes: &[u8]| Property { name: "AllowedCPUs", value: Value::Bytes(bytes.into()) };
         let wanted = [number("MemoryMax", 5), number("MemoryMin", 4), number("CPUWeight", 3), list(&[1])];
         let old = [number("CPUWeight", 100), number("TasksMax", 9)];
-        let want = [number("MemoryMax", INFINITY), number("MemoryMin", 0), number("CPUWeight", 100), list(&[])];
+        let want =
+            [number("MemoryMax", INFINITY), number("MemoryMin", 0), number("CPUWeight", 100), list(&[])];
         assert_eq!(undo(&wanted, &old), want);
     }
 
@@ -283,9 +298,14 @@ mod tests {
             let refused = of_resources(&resources, Stage::Live).unwrap_err();
             assert_eq!(refused.kind(), crisp_domain::ErrorKind::Invalid, "{list}");
         }
-        for (file, value) in [("memory.high", "10%"), ("cpu.max", ""), ("cpu.max", "1 x"), ("cpuset.mems", "x")] {
+        for (file, value) in
+            [("memory.high", "10%"), ("cpu.max", ""), ("cpu.max", "1 x"), ("cpuset.mems", "x")]
+        {
             let unified = [(file.to_owned(), value.to_owned())].into();
-            assert!(of_resources(&Resources { unified, ..Resources::default() }, Stage::Live).is_err(), "{file}");
+            assert!(
+                of_resources(&Resources { unified, ..Resources::default() }, Stage::Live).is_err(),
+                "{file}"
+            );
         }
     }
 }

@@ -85,6 +85,8 @@ impl Writer {
         self.u32(u32::try_from(value).unwrap_or(u32::MAX));
     }
 
+    /// A `b`; its argument is a value of the format, not a switch.
+    #[expect(clippy::fn_params_excessive_bools, reason = "the value itself is marshalled")]
     pub(crate) fn boolean(&mut self, value: bool) {
         self.u32(u32::from(value));
     }
@@ -121,7 +123,9 @@ impl Writer {
                 self.0.extend(value.to_ne_bytes());
             }
             Value::Text(text) => self.text(text),
-            Value::Numbers(numbers) => self.array(4, |out| numbers.iter().for_each(|number| out.u32(*number))),
+            Value::Numbers(numbers) => {
+                self.array(4, |out| numbers.iter().for_each(|number| out.u32(*number)))
+            }
             Value::Bytes(bytes) => self.array(1, |out| out.0.extend(bytes)),
         }
     }
@@ -236,7 +240,8 @@ impl Head {
             return Ok(Incoming::Return(serial));
         }
         let name = fields.error_name.ok_or("an error without a name")?;
-        let message = if fields.signature.starts_with('s') { Reader::new(body).text()? } else { String::new() };
+        let message =
+            if fields.signature.starts_with('s') { Reader::new(body).text()? } else { String::new() };
         Ok(Incoming::Error { serial, name, message })
     }
 }

@@ -61,7 +61,14 @@ proptest! {
 fn a_call_has_these_bytes() {
     let mut body = Writer::default();
     body.text("a.scope");
-    let call = Call { destination: "d.d", path: "/p", interface: "i.i", member: "M", signature: "s", body: &body.finish() };
+    let call = Call {
+        destination: "d.d",
+        path: "/p",
+        interface: "i.i",
+        member: "M",
+        signature: "s",
+        body: &body.finish(),
+    };
     let mut want = Vec::new();
     if cfg!(target_endian = "big") {
         return;

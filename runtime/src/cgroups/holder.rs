@@ -176,7 +176,10 @@ impl Holder {
     pub(super) fn release(mut self) -> Result<()> {
         let Some(child) = &self.0 else { return Ok(()) };
         let pidfd = child.pidfd.try_clone().doing("duplicate a holder's descriptor")?;
-        #[expect(deprecated, reason = "its successor is unsafe for what holds no descriptor; an OwnedFd does")]
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe for what holds no descriptor; an OwnedFd does"
+        )]
         let ended = AsyncFd::with_interest(pidfd, Interest::READABLE).doing("wait for a holder")?;
         self.0 = None;
         tokio::spawn(async move {

@@ -168,13 +168,10 @@ impl Scopes {
         self.start_holder(dir.v2_dir(), Stay::ForGood).await?.release()
     }
 
-    async fn start_holder(
-        self: &Arc<Self>,
-        cgroup: Option<PathBuf>,
-        stay: Stay,
-    ) -> Result<Holder> {
+    async fn start_holder(self: &Arc<Self>, cgroup: Option<PathBuf>, stay: Stay) -> Result<Holder> {
         let owner = Arc::clone(self);
-        blocking::run(move || owner.holders.start(cgroup.as_deref(), stay).doing("start a scope's holder")).await
+        blocking::run(move || owner.holders.start(cgroup.as_deref(), stay).doing("start a scope's holder"))
+            .await
     }
 
     /// The scope of all shims, in the slice of pods without a parent.
