@@ -65,12 +65,25 @@ fn walks_a_pod_through_its_life(node: &mut Node, _: &mut Registry) -> Result<()>
 fn inspects(node: &Node, pod: &str, container: &str) -> Result<()> {
     let inspected = node.crictl_json(&["inspect", &container[..PREFIX]])?;
     same("inspect", &inspected["status"]["metadata"]["name"], &json!("main"))?;
-    ensure!(inspected["info"]["pid"].as_u64().is_some_and(|pid| pid > 1), "pid in {}", inspected["info"]);
+    let info = &inspected["info"];
+    ensure!(info["pid"].as_u64().is_some_and(|pid| pid > 1), "pid in {info}");
+    same("sandbox", &info["sandboxID"], &json!(pod))?;
+    same("removing", &info["removing"], &json!(false))?;
+    same("arguments", &info["runtimeSpec"]["process"]["args"][0], &json!("sh"))?;
+    tells(info, &["snapshotKey", "snapshotter", "runtimeType", "runtimeOptions", "config", "privileged"])?;
     let inspected = node.crictl_json(&["inspectp", &pod[..PREFIX]])?;
+    let info = &inspected["info"];
+    tells(info, &["pid", "processStatus", "netNamespaceClosed", "image", "snapshotKey", "snapshotter"])?;
+    tells(info, &["runtimeHandler", "runtimeType", "runtimeOptions", "config", "cniResult", "overhead"])?;
+    tells(info, &["resources", "sandboxMetadata"])?;
+    let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array().context("namespaces")?;
+    let network = namespaces.iter().find(|namespace| namespace["type"] == "network").context("network")?;
+    ensure!(network["path"].as_str().is_some_and(|path| path.starts_with('/')), "path of {network}");
     let address = inspected["status"]["network"]["ip"].as_str().context("address of the pod")?;
     ensure!(address.starts_with("10.77.1."), "address {address}");
     let inspected = node.crictl_json(&["inspecti", BUSYBOX])?;
     same("inspecti", &inspected["status"]["repoTags"], &json!([BUSYBOX]))?;
+    tells(&inspected["info"], &["chainID", "imageSpec", "labels"])?;
     let info = node.crictl_json(&["info"])?;
     let conditions = info["status"]["conditions"].as_array().context("conditions")?.clone();
     for name in ["RuntimeReady", "NetworkReady"] {
@@ -78,6 +91,14 @@ fn inspects(node: &Node, pod: &str, container: &str) -> Result<()> {
             conditions.iter().any(|c| c["type"] == name && c["status"] == true),
             "{name} in {conditions:?}"
         );
+    }
+    Ok(())
+}
+
+/// The keys that tools look for are there, whatever they say.
+fn tells(info: &Value, keys: &[&str]) -> Result<()> {
+    for key in keys {
+        ensure!(info.get(key).is_some(), "no {key} in {info}");
     }
     Ok(())
 }
