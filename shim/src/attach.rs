@@ -27,6 +27,8 @@ use crate::server::Server;
 const ATTACHERS_MAX: usize = 256;
 /// Longest id of an attacher.
 const ID_BYTES_MAX: usize = 64;
+/// What the container's own pipes hold once somebody is attached: fewer changes between writer, shim and client.
+const OUTPUT_PIPE_BYTES: usize = 256 * 1024;
 /// How long an attacher may be behind, in all its waits together, before it is judged.
 const BEHIND_MAX: Duration = Duration::from_secs(1);
 /// What it must have taken by then.
@@ -318,10 +320,16 @@ impl Server {
         let key = self.new_key();
         let Some(container) = self.containers.get(&container_key) else { return Ok(()) };
         for stream in [Stream::Stdout, Stream::Stderr] {
-            if container.output.fd(stream).is_none() {
-                // Ended already; of a terminal there is no stderr.
-                *attacher.sink(stream) = None;
-                attacher.streams_ended = true;
+            match container.output.fd(stream) {
+                Some(fd) => {
+                    // A terminal is no pipe, and the machine may allow no more.
+                    let _as_it_was = rustix::pipe::fcntl_setpipe_size(fd, OUTPUT_PIPE_BYTES);
+                }
+                None => {
+                    // Ended already; of a terminal there is no stderr.
+                    *attacher.sink(stream) = None;
+                    attacher.streams_ended = true;
+                }
             }
         }
         if container.input.fd().is_none() {
