@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crisp_nri::api::{
     ContainerAdjustment, Hook, Hooks, KeyValue, LinuxContainerAdjustment, LinuxDevice, LinuxDeviceCgroup,
     LinuxIoPriority, LinuxMemoryPolicy, LinuxNamespace, LinuxNetDevice, LinuxRdt, LinuxScheduler,
-    LinuxSeccomp, Mount, MpolFlag, MpolMode, PosixRlimit,
+    LinuxSchedulerFlag, LinuxSeccomp, Mount, MpolFlag, MpolMode, PosixRlimit,
 };
 use crisp_nri::removal;
 use oci_spec::runtime as oci;
@@ -189,9 +189,18 @@ fn io_priority(priority: &LinuxIoPriority) -> Result<oci::LinuxIOPriority, Probl
     parse("io_priority", json!({ "class": class, "priority": priority.priority }))
 }
 
+/// The word for a flag: `oci-spec` 0.10 has two that differ from the specification's.
+fn flag_word(flag: LinuxSchedulerFlag) -> &'static str {
+    match flag {
+        LinuxSchedulerFlag::SchedFlagResetOnFork => "SCHED_RESET_ON_FORK",
+        LinuxSchedulerFlag::SchedFlagDlOverrun => "SCHED_FLAG_D_L_OVERRUN",
+        other => other.as_str_name(),
+    }
+}
+
 /// Zero is "not set", as protobuf has it; the kernel's own zeros are the same.
 fn scheduler(scheduler: &LinuxScheduler) -> Result<oci::Scheduler, Problem> {
-    let flags: Vec<_> = scheduler.flags().map(|flag| flag.as_str_name()).collect();
+    let flags: Vec<_> = scheduler.flags().map(flag_word).collect();
     let number = |number: u64| (number != 0).then_some(number);
     parse(
         "scheduler",

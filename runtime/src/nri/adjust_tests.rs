@@ -1,7 +1,7 @@
 use super::*;
 use crisp_nri::api::{
-    IoPrioClass, LinuxResources, LinuxSchedulerFlag, LinuxSchedulerPolicy, LinuxSeccompArg, LinuxSyscall,
-    OptionalFileMode, OptionalInt, OptionalInt64, OptionalString, OptionalUInt32,
+    IoPrioClass, LinuxResources, LinuxSchedulerPolicy, LinuxSeccompArg, LinuxSyscall, OptionalFileMode,
+    OptionalInt, OptionalInt64, OptionalString, OptionalUInt32,
 };
 
 fn spec() -> oci::Spec {
@@ -107,7 +107,7 @@ fn what_a_process_is_given() {
     assert_eq!(process["oomScoreAdj"], 500);
     assert_eq!(process["ioPriority"], json!({ "class": "IOPRIO_CLASS_BE", "priority": 5 }));
     assert_eq!(process["scheduler"]["policy"], "SCHED_FIFO");
-    assert_eq!(process["scheduler"]["flags"], json!(["SCHED_FLAG_RESET_ON_FORK"]));
+    assert_eq!(process["scheduler"]["flags"], json!(["SCHED_RESET_ON_FORK"]));
 }
 
 #[test]
@@ -255,5 +255,29 @@ fn what_cannot_be_is_refused_by_name() {
     for (adjust, problem) in cases {
         let error = apply(&mut spec(), &adjust).unwrap_err();
         assert!(error.starts_with(problem), "{error}");
+    }
+}
+
+/// Every word of the protocol's enumerations is one of the specification's.
+#[test]
+fn all_words_are_known() {
+    for class in IoPrioClass::IoprioClassRt.into()..=IoPrioClass::IoprioClassIdle.into() {
+        io_priority(&LinuxIoPriority { class, priority: 0 }).unwrap();
+    }
+    let known =
+        |policy: i32, flags: Vec<i32>| scheduler(&LinuxScheduler { policy, flags, ..Default::default() });
+    for policy in LinuxSchedulerPolicy::SchedOther.into()..=LinuxSchedulerPolicy::SchedDeadline.into() {
+        known(policy, Vec::new()).unwrap();
+    }
+    for flag in 0..=LinuxSchedulerFlag::SchedFlagUtilClampMax.into() {
+        known(LinuxSchedulerPolicy::SchedOther.into(), vec![flag]).unwrap();
+    }
+    for mode in 0..=MpolMode::MpolWeightedInterleave.into() {
+        let flags = vec![MpolFlag::MpolFNumaBalancing.into(), MpolFlag::MpolFRelativeNodes.into()];
+        memory_policy(&LinuxMemoryPolicy { mode, nodes: "0".to_owned(), flags }).unwrap();
+    }
+    for kind in ["mount", "network", "ipc", "uts", "pid", "user", "cgroup", "time"] {
+        let change = LinuxNamespace { r#type: kind.to_owned(), ..LinuxNamespace::default() };
+        namespaces(&mut oci::Linux::default(), &[change]).unwrap();
     }
 }
