@@ -53,6 +53,7 @@ impl OciBinary {
 
 impl Runtime for OciBinary {
     fn create(&self, order: &pb::CreateContainer, stdio: ChildStdio) -> Result<Begun> {
+        crate::userns::give_pipes_ahead(Path::new(&order.bundle), None, &stdio)?;
         let state_dir = Path::new(&order.state_dir);
         let (log, pid_file) = (state_dir.join("runtime.log"), state_dir.join("init.pid"));
         let socket_path = state_dir.join("console.sock");
@@ -75,6 +76,9 @@ impl Runtime for OciBinary {
     }
 
     fn exec(&self, order: ExecOrder<'_>) -> Result<Begun> {
+        if let Some(stdio) = &order.stdio {
+            crate::userns::give_pipes_ahead(order.bundle, Some(order.process_json), stdio)?;
+        }
         let file = |suffix: &str| order.state_dir.join(format!("exec-{}.{suffix}", order.exec_id));
         let (log, pid_file, process) = (file("log"), file("pid"), file("json"));
         std::fs::write(&process, order.process_json).step(|| format!("write {}", process.display()))?;

@@ -7,15 +7,18 @@
 //! ```
 //! Who has entered a user namespace never comes back, so the parent (the launcher that runs hooks, or the shim) does not go itself.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use crisp_sys::clone::{Child, CloneArgs, Parent, SingleThreaded};
 use crisp_sys::fdpass;
+use oci_spec::runtime::{Process, Spec};
+use rustix::fs::FileType;
 use rustix::thread::{Gid, Uid};
 
 use crate::control::{self, Report};
 use crate::error::{Error, Result, Step as _, chain};
+use crate::handler::ChildStdio;
 
 /// Name of a pod's pinned user namespace.
 const FILE_NAME: &str = "user";
@@ -90,6 +93,45 @@ pub(crate) fn fork(
         Some(Report::Failed(text)) => Err(Error::Said(text)),
         Some(_) | None => Err(Error::Said("the process in the user namespace ended without a word".into())),
     }
+}
+
+/// A container's user as the host knows it; `None` for one that its user namespace does not have.
+pub(crate) fn host_user(spec: &Spec, uid: u32) -> Option<u32> {
+    let Some(mappings) = spec.linux().as_ref().and_then(|linux| linux.uid_mappings().as_ref()) else {
+        return Some(uid);
+    };
+    mappings.iter().find_map(|mapping| {
+        let at = uid.checked_sub(mapping.container_id()).filter(|at| *at < mapping.size())?;
+        mapping.host_id().checked_add(at)
+    })
+}
+
+/// Programs open `/dev/stdout` anew, which takes the right to open what lies behind it: pipes belong to the container's user, as with
+/// the usual runtimes. Nothing else does; `/dev/null` is the host's.
+pub(crate) fn give_pipes<'a>(fds: impl IntoIterator<Item = BorrowedFd<'a>>, user: Option<u32>) -> Result<()> {
+    let step = || "hand the standard streams over";
+    for fd in fds {
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(fd).step(step)?.st_mode);
+        if kind == FileType::Fifo {
+            rustix::fs::fchown(fd, user.map(Uid::from_raw), None).step(step)?;
+        }
+    }
+    Ok(())
+}
+
+/// The same for a container of a program that enters a user namespace, from where it cannot do so. `process`: of an exec.
+pub(crate) fn give_pipes_ahead(bundle: &Path, process: Option<&[u8]>, stdio: &ChildStdio) -> Result<()> {
+    let path = bundle.join("config.json");
+    let text = std::fs::read(&path).step(|| format!("read {}", path.display()))?;
+    let wrong = |error: serde_json::Error| Error::Invalid(format!("{}: {error}", path.display()));
+    let spec: Spec = serde_json::from_slice(&text).map_err(wrong)?;
+    if spec.linux().as_ref().is_none_or(|linux| linux.uid_mappings().is_none()) {
+        return Ok(());
+    }
+    let process: Option<Process> = process.map(serde_json::from_slice).transpose().map_err(wrong)?;
+    let uid = process.as_ref().or(spec.process().as_ref()).map_or(0, |process| process.user().uid());
+    let fds = [&stdio.stdin, &stdio.stdout, &stdio.stderr].map(|fd| fd.as_fd());
+    give_pipes(fds, host_user(&spec, uid))
 }
 
 fn in_between(

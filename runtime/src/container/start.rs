@@ -70,7 +70,7 @@ async fn release_views(container: &Arc<Container>) -> Result<()> {
         return Ok(());
     }
     let created = Arc::clone(container);
-    blocking::run(move || super::views::release(created.dir.views())).await
+    blocking::run(move || super::views::release_mounts(created.dir.views())).await
 }
 
 async fn launch(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<Started> {

@@ -10,7 +10,8 @@
 //!   pid      the PID namespace of another container that is joined
 //! ```
 //!
-//! They are taken off as soon as init has them in its own mount namespace, so no volume stays busy. Whatever removes them unmounts
+//! They are taken off as soon as init has them in its own mount namespace, so no volume stays busy; `rootfs`, which programs look for
+//! at every exec, stays until the end. Whatever removes them unmounts
 //! first and deletes only empty directories and files: a mount that stays costs an error, never somebody's data.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -109,21 +110,40 @@ pub(crate) fn pin_pid(container: &Container, process: crate::pod::Process) -> Re
     Ok(path)
 }
 
-/// Takes all views off; none is fine. What init holds of them stays with it.
+/// Takes all views off; none is fine.
 ///
 /// # Errors
 /// When one stays.
 pub(crate) fn release(dir: &Path) -> Result<()> {
+    release_but(dir, None)?;
+    match std::fs::remove_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result.doing("remove the directory of a container's mounts"),
+    }
+}
+
+/// Takes off what init has in its own mount namespace by now.
+///
+/// # Errors
+/// When one stays.
+pub(crate) fn release_mounts(dir: &Path) -> Result<()> {
+    release_but(dir, Some(ROOTFS))
+}
+
+fn release_but(dir: &Path, kept: Option<&str>) -> Result<()> {
     let entries = match std::fs::read_dir(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         entries => entries.doing("list a container's mounts")?,
     };
     for entry in entries {
         let path = entry.doing("list a container's mounts")?.path();
+        if kept.is_some_and(|kept| path.ends_with(kept)) {
+            continue;
+        }
         mount::unmount_detach(&path).doing("take a container's mount off")?;
         remove_mount_point(&path).doing("remove a mount point")?;
     }
-    std::fs::remove_dir(dir).doing("remove the directory of a container's mounts")
+    Ok(())
 }
 
 /// An empty file or directory; never what is below one.

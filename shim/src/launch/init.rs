@@ -15,6 +15,7 @@ use super::{Channels, trace};
 use crate::control;
 use crate::error::{Error, Result, Step as _, chain};
 use crate::process;
+use crate::userns;
 
 /// Exit code of an init that could not run its program, as the kubelet's `StartError` has it.
 pub(super) const CODE_NOT_STARTED: u8 = 128;
@@ -59,23 +60,9 @@ pub(super) fn run(
 /// What takes the rights of the host's root: done before a user namespace is entered.
 pub(super) fn settle(plan: &Plan) -> Result<()> {
     crate::cgroup::join(&plan.cgroup)?;
-    give_stdio(plan.host_user)?;
-    process::set_oom_score_adj(plan.process.oom_score_adj())
-}
-
-/// Programs open `/dev/stdout` anew, which takes the right to open what lies behind it: pipes belong to the container's user, as with
-/// the usual runtimes. Nothing else does; `/dev/null` is the host's.
-fn give_stdio(user: Option<u32>) -> Result<()> {
-    use rustix::fs::{FileType, Uid, fchown, fstat};
-    let step = || "hand the standard streams over";
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-    for fd in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
-        let kind = FileType::from_raw_mode(fstat(fd).step(step)?.st_mode);
-        if kind == FileType::Fifo {
-            fchown(fd, user.map(Uid::from_raw), None).step(step)?;
-        }
-    }
-    Ok(())
+    userns::give_pipes([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()], plan.host_user)?;
+    process::set_oom_score_adj(plan.process.oom_score_adj())
 }
 
 fn prepare(

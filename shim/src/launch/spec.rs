@@ -13,7 +13,7 @@ use rustix::mount::MountPropagationFlags;
 
 use crate::error::{Error, Result, Step as _, chain};
 use crate::process::{Filter, Label};
-use crate::userns::Entry;
+use crate::userns::{self, Entry};
 
 /// Longest `config.json`.
 const CONFIG_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -75,7 +75,7 @@ impl Plan {
         let label = Label::wanted(&process)?;
         let seal_read_only = replace_cgroup_mount(&mut spec, &cgroup)?;
         let propagation = take_propagation(&mut spec);
-        let host_user = host_user(&spec, process.user().uid());
+        let host_user = userns::host_user(&spec, process.user().uid());
         let entry = take_joined(&mut spec)?;
         strip(&mut spec);
         Ok(Self {
@@ -141,17 +141,6 @@ fn take_joined(spec: &mut Spec) -> Result<Option<Entry>> {
     let entry = Entry::open(user, others.iter().filter_map(|ns| ns.path().as_deref()))?;
     linux.set_namespaces(Some(rest)).set_uid_mappings(None).set_gid_mappings(None);
     Ok(Some(entry))
-}
-
-/// `None` for one that the user namespace does not have.
-fn host_user(spec: &Spec, uid: u32) -> Option<u32> {
-    let Some(mappings) = spec.linux().as_ref().and_then(|linux| linux.uid_mappings().as_ref()) else {
-        return Some(uid);
-    };
-    mappings.iter().find_map(|m| {
-        let at = uid.checked_sub(m.container_id()).filter(|at| *at < m.size())?;
-        m.host_id().checked_add(at)
-    })
 }
 
 /// What libcontainer ignores without a word, or fails at in the middle.
@@ -285,6 +274,29 @@ fn take_propagation(spec: &mut Spec) -> Vec<(PathBuf, MountPropagationFlags)> {
     wanted
 }
 
+/// libcontainer would label every mount, also those of a file system that exists already (cgroup, mqueue), whose label the kernel
+/// does not change. Only what is made for this mount gets it; the root filesystem has it.
+fn label_fresh_mounts(spec: &mut Spec) {
+    let Some(label) = spec.linux_mut().as_mut().and_then(|linux| {
+        let label = linux.mount_label().clone();
+        linux.set_mount_label(None);
+        label
+    }) else {
+        return;
+    };
+    // A `context=` option is an error where there is no SELinux.
+    if !Path::new("/sys/fs/selinux/enforce").exists() {
+        return;
+    }
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    for mount in mounts.iter_mut().filter(|mount| matches!(mount.typ().as_deref(), Some("tmpfs" | "devpts"))) {
+        let mut options = mount.options().clone().unwrap_or_default();
+        options.push(format!("context={label}"));
+        mount.set_options(Some(options));
+    }
+    spec.set_mounts(Some(mounts));
+}
+
 /// Takes out what init does itself.
 fn strip(spec: &mut Spec) {
     if let Some(process) = spec.process_mut() {
@@ -297,13 +309,9 @@ fn strip(spec: &mut Spec) {
             .set_oom_score_adj(None)
             .set_cwd("/".into());
     }
-    let selinux = Path::new("/sys/fs/selinux/enforce").exists();
+    label_fresh_mounts(spec);
     if let Some(linux) = spec.linux_mut() {
         linux.set_seccomp(None).set_resources(None).set_cgroups_path(None);
-        if !selinux {
-            // A `context=` option is an error there.
-            linux.set_mount_label(None);
-        }
         // libcontainer knows the names without the r, and always means all mounts below.
         let name = linux
             .rootfs_propagation()
