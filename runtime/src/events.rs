@@ -217,6 +217,26 @@ fn look_at_all(daemon: &Daemon) -> Vec<Picture> {
     daemon.pods.visible().into_iter().map(picture).collect()
 }
 
+/// A client gets the pod's id. The first time it is told of as created and started: from here on anybody may see it and change it, so
+/// whoever gets the id after the first waits until that was told.
+pub(crate) fn claim_pod(daemon: &Daemon, pod: &Pod) {
+    let mut told = daemon.events.told();
+    if pod.claim() {
+        for what in [ContainerEventType::ContainerCreatedEvent, ContainerEventType::ContainerStartedEvent] {
+            told.tell(pod.id.as_str(), what, || look_at(daemon, pod));
+        }
+    }
+}
+
+/// As [`claim_pod`], of a container that was created.
+pub(crate) fn claim_container(daemon: &Daemon, container: &Container) {
+    let mut told = daemon.events.told();
+    if container.claim() {
+        let what = ContainerEventType::ContainerCreatedEvent;
+        told.tell(container.id.as_str(), what, || look_at(daemon, &container.pod));
+    }
+}
+
 /// Tells of a pod. Called after the change was published; never waits. A pod that no client knows of is not told of.
 pub(crate) fn pod(daemon: &Daemon, pod: &Pod, what: ContainerEventType) {
     if !pod.is_claimed() {

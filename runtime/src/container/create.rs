@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crisp_domain::{ContainerId, ErrorKind, Timestamp};
 use crisp_image::Image;
-use crisp_proto::cri::{ContainerConfig, ContainerEventType};
+use crisp_proto::cri::ContainerConfig;
 
 use super::state::{ContainerEvent, ContainerState};
 use super::{Container, ContainerRecord, ImageFacts, bundle, metadata, remove, unique_name};
@@ -37,11 +37,9 @@ pub(crate) async fn run(
         Some(container) => container.id.clone(),
         None => daemon.container_jobs.join_or_start(format!("{} {name}", pod.id), job).await?,
     };
-    if let Some(container) = daemon.containers.find_any(id.as_str())
-        && container.claim()
-    {
+    if let Some(container) = daemon.containers.find_any(id.as_str()) {
         // Only now does anybody see it.
-        events::container(daemon, &container, ContainerEventType::ContainerCreatedEvent);
+        events::claim_container(daemon, &container);
     }
     Ok(id)
 }

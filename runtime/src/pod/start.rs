@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crisp_domain::{ErrorKind, SandboxId, Timestamp};
-use crisp_proto::cri::{ContainerEventType, PodSandboxConfig};
+use crisp_proto::cri::PodSandboxConfig;
 use crisp_sys::mount::Tmpfs;
 use crisp_sys::netns::{self, PodNamespacesRequest};
 use crisp_sys::userns::IdMap;
@@ -44,12 +44,9 @@ pub(crate) async fn run(daemon: &Arc<Daemon>, request: PodRequest, handler: Stri
         Some(pod) => pod.id.clone(),
         None => daemon.pod_jobs.join_or_start(name, job).await?,
     };
-    if let Some(pod) = daemon.pods.find_any(id.as_str())
-        && pod.claim()
-    {
+    if let Some(pod) = daemon.pods.find_any(id.as_str()) {
         // Only now does anybody see it.
-        events::pod(daemon, &pod, ContainerEventType::ContainerCreatedEvent);
-        events::pod(daemon, &pod, ContainerEventType::ContainerStartedEvent);
+        events::claim_pod(daemon, &pod);
     }
     Ok(id)
 }
