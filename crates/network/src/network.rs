@@ -31,6 +31,8 @@ pub(crate) const NOT_READY: &str = "NetworkPluginNotReady";
 const GC_TIME_MAX: Duration = Duration::from_secs(60);
 /// How long it waits for a moment in which nobody is attached, to ask plugins for their GC.
 const GC_QUIET_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long the plugins' GC may take in all: attaching waits for it.
+const GC_ALONE_MAX: Duration = Duration::from_secs(15);
 /// Stale sandboxes that are detached at once: plugins wait for locks of the host more than for a processor.
 const GC_WORKERS: usize = 4;
 /// The configuration that is made of the template.
@@ -372,14 +374,24 @@ impl Network {
     pub fn gc_where(&self, is_live: &(dyn Fn(&SandboxId) -> bool + Sync)) -> Result<()> {
         let deadline = Instant::now() + GC_TIME_MAX;
         let outcome = self.detach_stale(is_live, deadline);
-        let attached = |network: &str| self.attached_to(network);
-        match self.gate.alone(GC_QUIET_WAIT_MAX) {
-            Some(_alone) => outcome.and(self.cni.gc(attached, deadline)),
-            None => {
-                tracing::info!("pods come and go; CNI plugins are told what is left another time");
-                outcome
-            }
+        outcome.and(self.tell_what_is_left())
+    }
+
+    fn tell_what_is_left(&self) -> Result<()> {
+        let lists = self.cni.collectable();
+        if lists.is_empty() {
+            return Ok(());
         }
+        let Some(_alone) = self.gate.alone(GC_QUIET_WAIT_MAX) else {
+            tracing::info!("pods come and go; CNI plugins are told what is left another time");
+            return Ok(());
+        };
+        let deadline = Instant::now() + GC_ALONE_MAX;
+        let mut outcome = Ok(());
+        for list in &lists {
+            outcome = outcome.and(self.cni.gc(list, &self.attached_to(&list.name), deadline));
+        }
+        outcome
     }
 
     fn detach_stale(&self, is_live: &(dyn Fn(&SandboxId) -> bool + Sync), deadline: Instant) -> Result<()> {
@@ -425,8 +437,8 @@ impl Network {
     }
 
     /// Takes note of the node's pod CIDR, `10.1.0.0/24` or several with commas between: CNI plugins with the capability
-    /// `ipRanges` get it, and the template, if there is one, becomes `<conf dir>/10-crisp.conflist`, unless another
-    /// configuration is there. An empty CIDR changes nothing.
+    /// `ipRanges` get it, and the template, if there is one, becomes `<conf dir>/10-crisp.conflist`, if that is there or no
+    /// configuration is. An empty CIDR changes nothing.
     ///
     /// # Errors
     /// [`NetworkError::Template`], also for a template that does not give a CNI configuration; [`NetworkError::Config`] for
@@ -441,8 +453,9 @@ impl Network {
         let Some(template) = &self.template else { return Ok(CidrOutcome::Nothing) };
         let dir = self.cni.conf_dir();
         let ours = dir.join(TEMPLATE_RESULT);
-        if let Some(other) = conf::files(dir)?.into_iter().find(|file| *file != ours) {
-            return Ok(CidrOutcome::Kept(other));
+        let files = conf::files(dir)?;
+        if let Some(other) = files.first().filter(|_| !files.contains(&ours)) {
+            return Ok(CidrOutcome::Kept(other.clone()));
         }
         template::apply(template, &cidrs, &ours)?;
         Ok(CidrOutcome::Written(ours))

@@ -717,7 +717,11 @@ fn a_template_becomes_the_configuration_unless_there_is_another() {
         assert_eq!(network.apply_pod_cidr("10.9.0.0").unwrap_err().kind(), ErrorKind::Invalid);
         let other = dir.join("net.d/20-other.conflist");
         std::fs::write(&other, "{").unwrap();
+        std::fs::write(&template, text).unwrap();
+        assert_eq!(network.apply_pod_cidr("10.9.0.0/24").unwrap(), CidrOutcome::Written(file.clone()));
+        std::fs::remove_file(&file).unwrap();
         assert_eq!(network.apply_pod_cidr("10.9.0.0/24").unwrap(), CidrOutcome::Kept(other));
+        assert!(!file.exists());
     });
 }
 
@@ -771,5 +775,34 @@ fn a_daemon_killed_between_two_networks_leaves_both() {
         assert_eq!(request_of(dir, "a-DEL")["prevResult"]["ips"][0]["address"], "10.1.0.2/24");
         assert!(request_of(dir, "b-DEL").get("prevResult").is_none());
         assert_eq!(records(dir), 0);
+    });
+}
+
+#[test]
+fn a_gc_that_hangs_or_babbles_is_told_and_holds_nobody_up_for_long() {
+    on_private_host("a_gc_that_hangs_or_babbles_is_told_and_holds_nobody_up_for_long", |dir| {
+        let hangs = format!(
+            "if [ $CNI_COMMAND = GC ]; then touch {}/hangs; exec sleep 1000; fi\n{RESULT}",
+            dir.display()
+        );
+        put_plugin(dir, "first", &hangs);
+        put_plugin(dir, "second", &format!("if [ $CNI_COMMAND = GC ]; then echo nonsense; fi\n{RESULT}"));
+        two_plugins(dir, "1.1.0");
+        let mut settings = config(dir);
+        settings.plugin_timeout = Duration::from_secs(1);
+        let network = Network::open(settings).unwrap();
+        let request = own_namespace(dir);
+        std::thread::scope(|scope| {
+            let clearing = scope.spawn(|| network.gc(&[]).unwrap_err());
+            eventually(|| std::fs::metadata(dir.join("hangs")).map(drop));
+            let begun = Instant::now();
+            network.attach(&request).unwrap();
+            println!("an attach beside a GC that hangs took {:?}", begun.elapsed());
+            assert!(begun.elapsed() < PATIENCE);
+            let e = clearing.join().unwrap();
+            assert!(matches!(e, NetworkError::CniTimeout { command: "GC", .. }), "{e}");
+        });
+        assert!(calls(dir).contains(&"second GC netns=".into()), "the other plugin is asked all the same");
+        assert!(network.attachment(&request.sandbox_id).is_some());
     });
 }

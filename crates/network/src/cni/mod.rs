@@ -155,43 +155,43 @@ impl Cni {
         outcome
     }
 
-    /// Tells plugins (from version 1.1 on) which sandboxes are attached, so that they drop the rest. Every plugin of every
-    /// configured network is asked, whatever another answers, until `deadline`. `attached` gives the sandboxes and their
-    /// interfaces in the network of a name.
+    /// The lists whose plugins want to be told what is left (from version 1.1 on), of every directory. May run plugins.
+    pub(crate) fn collectable(&self) -> Vec<PluginList> {
+        let dirs = std::iter::once(&self.conf_dir).chain(&self.more_conf_dirs);
+        // A directory that cannot be used is told by the readiness, and by every attach.
+        let lists = dirs.filter_map(|dir| self.settle(&self.load_from(dir).ok()?).ok()).flatten();
+        lists.filter(|list| list.allows(Verb::Gc)).collect()
+    }
+
+    /// Tells the plugins of a list which sandboxes are attached, by which interface, so that they drop the rest. Every
+    /// plugin is asked, whatever another answers, until `deadline`.
     ///
     /// # Errors
     /// The first failure.
     pub(crate) fn gc(
         &self,
-        attached: impl Fn(&str) -> Vec<(SandboxId, String)>,
+        list: &PluginList,
+        attached: &[(SandboxId, String)],
         deadline: Instant,
     ) -> Result<()> {
-        let mut outcome = Ok(());
-        for dir in std::iter::once(&self.conf_dir).chain(&self.more_conf_dirs) {
-            // A directory that cannot be used is told by the readiness, and by every attach.
-            let Ok(lists) = self.load_from(dir).and_then(|sources| self.settle(&sources)) else { continue };
-            for list in lists.iter().filter(|list| list.allows(Verb::Gc)) {
-                let valid = attached(&list.name).into_iter();
-                let valid: Vec<_> =
-                    valid.map(|(id, name)| json!({"containerID": id, "ifname": name})).collect();
-                outcome = outcome.and(self.gc_list(list, &valid, deadline));
-            }
-        }
-        outcome
-    }
-
-    fn gc_list(&self, list: &PluginList, valid: &[Value], deadline: Instant) -> Result<()> {
+        let valid = attached.iter().map(|(id, name)| json!({"containerID": id, "ifname": name}));
+        let valid: Vec<Value> = valid.collect();
         let mut outcome = Ok(());
         for plugin in &list.plugins {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                tracing::warn!(network = list.name, "no time is left to tell CNI plugins what is attached");
+                break;
+            }
             let mut config = execution_config(list, plugin, &Value::Null, None);
             if let Value::Object(config) = &mut config {
                 // The second name is that of the specification's drafts, which plugins were built against.
                 for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
-                    config.insert(key.into(), valid.into());
+                    config.insert(key.into(), valid.clone().into());
                 }
             }
-            let left = deadline.saturating_duration_since(Instant::now()).min(GC_TIME_MAX);
-            let asked = self.runner.within(left).call(plugin_type(plugin), "GC", &config, Vec::new());
+            let runner = self.runner.within(left.min(GC_TIME_MAX));
+            let asked = runner.call(plugin_type(plugin), "GC", &config, Vec::new());
             outcome = outcome.and(asked.map(drop));
         }
         outcome

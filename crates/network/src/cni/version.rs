@@ -9,12 +9,16 @@ use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::conf::{PluginList, Source, Version, plugin_type};
 use super::invoke::Runner;
 use crate::Result;
+
+/// How long one plugin may take to tell its versions.
+const VERSION_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// What plugins said that they speak, by program file.
 #[derive(Debug, Clone, Default)]
@@ -68,7 +72,7 @@ impl Spoken {
             return Some(versions.clone());
         }
         let request = json!({"cniVersion": Version::NEWEST.as_str()});
-        let answer = match runner.call(plugin, "VERSION", &request, Vec::new()) {
+        let answer = match runner.within(VERSION_TIME_MAX).call(plugin, "VERSION", &request, Vec::new()) {
             Ok(answer) => answer,
             Err(error) => {
                 tracing::warn!(plugin, %error, "a CNI plugin does not tell its versions");
