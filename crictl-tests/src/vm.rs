@@ -11,7 +11,7 @@ use crate::images::{Compression, Tree, catalog, layer};
 use crate::{paths, say};
 
 /// What the smoke test may take, in seconds; the processor is emulated.
-const SMOKE_SECONDS: u32 = 600;
+const SMOKE_SECONDS: u32 = 1800;
 /// The same for the conformance suite.
 const CRITEST_SECONDS: u32 = 3 * 3600;
 /// Memory of the machine for the suite, in MiB.
