@@ -44,7 +44,7 @@ impl Driver {
     /// # Errors
     /// [`Error::Invalid`] for systemd where it cannot be, and for a handler that asks systemd where it is not asked.
     pub(crate) fn open(config: &Config, cgroups: &Cgroups) -> Result<Self> {
-        match choose(config.cgroup_driver, crisp_systemd::is_pid_1(), cgroups.version())? {
+        match choose(config.cgroup_driver, Init::here(), cgroups.version())? {
             Chosen::Systemd => Ok(Self::Systemd(Arc::new(Scopes::new(cgroups)?))),
             Chosen::Cgroupfs => refuse_systemd_handlers(config).map(|()| Self::Cgroupfs),
         }
@@ -59,7 +59,28 @@ impl Driver {
     }
 
     pub(crate) fn is_systemd(&self) -> bool {
-        matches!(self, Self::Systemd(_))
+        self.chosen() == Chosen::Systemd
+    }
+
+    fn chosen(&self) -> Chosen {
+        match self {
+            Self::Cgroupfs => Chosen::Cgroupfs,
+            Self::Systemd(_) => Chosen::Systemd,
+        }
+    }
+}
+
+/// What runs as PID 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Init {
+    Systemd,
+    Other,
+}
+
+impl Init {
+    /// Of this machine.
+    pub(crate) fn here() -> Self {
+        if crisp_systemd::is_pid_1() { Self::Systemd } else { Self::Other }
     }
 }
 
@@ -74,11 +95,11 @@ pub(crate) enum Chosen {
 ///
 /// # Errors
 /// [`Error::Invalid`] that says what is missing.
-pub(crate) fn choose(wanted: CgroupDriver, systemd_is_pid_1: bool, version: Version) -> Result<Chosen> {
-    let missing = match (systemd_is_pid_1, version) {
-        (true, Version::V2) => None,
-        (true, Version::V1) => Some("it needs cgroup v2, and this machine has v1"),
-        (false, Version::V1 | Version::V2) => Some("systemd does not run this machine"),
+pub(crate) fn choose(wanted: CgroupDriver, init: Init, version: Version) -> Result<Chosen> {
+    let missing = match (init, version) {
+        (Init::Systemd, Version::V2) => None,
+        (Init::Systemd, Version::V1) => Some("it needs cgroup v2, and this machine has v1"),
+        (Init::Other, Version::V1 | Version::V2) => Some("systemd does not run this machine"),
     };
     match (wanted, missing) {
         (CgroupDriver::Auto | CgroupDriver::Systemd, None) => Ok(Chosen::Systemd),
@@ -105,24 +126,28 @@ fn refuse_systemd_handlers(config: &Config) -> Result<()> {
 /// [`Error::Invalid`] for a parent that this driver does not serve.
 pub(crate) fn of_pod(daemon: &Daemon, config: &PodSandboxConfig, id: &SandboxId) -> Result<PodCgroup> {
     let parent = config.linux.as_ref().map_or("", |linux| linux.cgroup_parent.as_str());
-    place(daemon.driver.is_systemd(), parent, &daemon.config.cgroup_parent, id.as_str())
+    place(daemon.driver.chosen(), parent, &daemon.config.cgroup_parent, id.as_str())
 }
 
-fn place(systemd: bool, parent: &str, default_parent: &str, id: &str) -> Result<PodCgroup> {
-    match (systemd, parent) {
-        (false, "") => Ok(PodCgroup::Ours(format!("{}/{id}", default_parent.trim_end_matches('/')))),
-        (false, parent) if parent.trim_end_matches('/').ends_with(".slice") => Err(Error::Invalid(format!(
-            "linux.cgroup_parent {parent:?} names a slice of systemd, but this node's cgroup driver is cgroupfs"
-        ))),
-        (false, parent) => {
+fn place(driver: Chosen, parent: &str, default_parent: &str, id: &str) -> Result<PodCgroup> {
+    match (driver, parent) {
+        (Chosen::Cgroupfs, "") => {
+            Ok(PodCgroup::Ours(format!("{}/{id}", default_parent.trim_end_matches('/'))))
+        }
+        (Chosen::Cgroupfs, parent) if parent.trim_end_matches('/').ends_with(".slice") => {
+            Err(Error::Invalid(format!(
+                "linux.cgroup_parent {parent:?} names a slice of systemd, but this node's cgroup driver is cgroupfs"
+            )))
+        }
+        (Chosen::Cgroupfs, parent) => {
             let path = CgroupPath::new(&format!("/{}", parent.trim_matches('/')));
             Ok(PodCgroup::Given(path.doing("check linux.cgroup_parent")?.to_string()))
         }
-        (true, "") => {
+        (Chosen::Systemd, "") => {
             let slice = default_slice(default_parent)?.child(&format!("crisp-{id}"));
             Ok(PodCgroup::Ours(slice.doing("name the pod's slice")?.cgroup()))
         }
-        (true, parent) => {
+        (Chosen::Systemd, parent) => {
             let slice = Slice::of_path(parent);
             Ok(PodCgroup::Given(slice.doing("check linux.cgroup_parent (the driver is systemd)")?.cgroup()))
         }
@@ -491,21 +516,21 @@ mod tests {
     #[test]
     fn auto_is_systemd_where_it_can_be() {
         use CgroupDriver::{Auto, Cgroupfs, Systemd};
-        for (wanted, pid_1, version, want) in [
-            (Auto, true, Version::V2, Some(Chosen::Systemd)),
-            (Auto, true, Version::V1, Some(Chosen::Cgroupfs)),
-            (Auto, false, Version::V2, Some(Chosen::Cgroupfs)),
-            (Systemd, true, Version::V2, Some(Chosen::Systemd)),
-            (Systemd, true, Version::V1, None),
-            (Systemd, false, Version::V2, None),
-            (Cgroupfs, true, Version::V2, Some(Chosen::Cgroupfs)),
+        for (wanted, init, version, want) in [
+            (Auto, Init::Systemd, Version::V2, Some(Chosen::Systemd)),
+            (Auto, Init::Systemd, Version::V1, Some(Chosen::Cgroupfs)),
+            (Auto, Init::Other, Version::V2, Some(Chosen::Cgroupfs)),
+            (Systemd, Init::Systemd, Version::V2, Some(Chosen::Systemd)),
+            (Systemd, Init::Systemd, Version::V1, None),
+            (Systemd, Init::Other, Version::V2, None),
+            (Cgroupfs, Init::Systemd, Version::V2, Some(Chosen::Cgroupfs)),
         ] {
-            assert_eq!(choose(wanted, pid_1, version).ok(), want, "{wanted:?} {pid_1} {version:?}");
+            assert_eq!(choose(wanted, init, version).ok(), want, "{wanted:?} {init:?} {version:?}");
         }
     }
 
-    fn given(systemd: bool, parent: &str) -> Result<String> {
-        place(systemd, parent, "/crisp", "0a").map(|cgroup| match cgroup {
+    fn given(driver: Chosen, parent: &str) -> Result<String> {
+        place(driver, parent, "/crisp", "0a").map(|cgroup| match cgroup {
             PodCgroup::Given(path) => path,
             PodCgroup::Ours(path) => format!("ours {path}"),
         })
@@ -513,33 +538,37 @@ mod tests {
 
     #[test]
     fn a_pod_goes_where_the_request_says() {
-        for (systemd, parent, want) in [
-            (false, "kubepods/burstable/pod1/", "/kubepods/burstable/pod1"),
-            (false, "", "ours /crisp/0a"),
-            (true, "/kubepods.slice/kubepods-pod1_2.slice", "/kubepods.slice/kubepods-pod1_2.slice"),
-            (true, "kubepods-pod1.slice", "/kubepods.slice/kubepods-pod1.slice"),
-            (true, "", "ours /system.slice/system-crisp.slice/system-crisp-0a.slice"),
+        for (driver, parent, want) in [
+            (Chosen::Cgroupfs, "kubepods/burstable/pod1/", "/kubepods/burstable/pod1"),
+            (Chosen::Cgroupfs, "", "ours /crisp/0a"),
+            (
+                Chosen::Systemd,
+                "/kubepods.slice/kubepods-pod1_2.slice",
+                "/kubepods.slice/kubepods-pod1_2.slice",
+            ),
+            (Chosen::Systemd, "kubepods-pod1.slice", "/kubepods.slice/kubepods-pod1.slice"),
+            (Chosen::Systemd, "", "ours /system.slice/system-crisp.slice/system-crisp-0a.slice"),
         ] {
-            assert_eq!(given(systemd, parent).unwrap(), want);
+            assert_eq!(given(driver, parent).unwrap(), want);
         }
         assert_eq!(
-            place(true, "", "/my.slice", "0a").unwrap().path(),
+            place(Chosen::Systemd, "", "/my.slice", "0a").unwrap().path(),
             "/my.slice/my-crisp.slice/my-crisp-0a.slice"
         );
     }
 
     #[test]
     fn a_parent_of_the_other_driver_is_refused() {
-        for (systemd, parent) in [
-            (true, "/kubepods/burstable/pod1"),
-            (true, "/kubepods.slice/pod1"),
-            (true, "/a--b.slice"),
-            (false, "/kubepods.slice/kubepods-pod1.slice"),
-            (false, "kubepods.slice/"),
-            (false, "/kubepods/../.."),
-            (false, "/a\nb"),
+        for (driver, parent) in [
+            (Chosen::Systemd, "/kubepods/burstable/pod1"),
+            (Chosen::Systemd, "/kubepods.slice/pod1"),
+            (Chosen::Systemd, "/a--b.slice"),
+            (Chosen::Cgroupfs, "/kubepods.slice/kubepods-pod1.slice"),
+            (Chosen::Cgroupfs, "kubepods.slice/"),
+            (Chosen::Cgroupfs, "/kubepods/../.."),
+            (Chosen::Cgroupfs, "/a\nb"),
         ] {
-            assert_eq!(given(systemd, parent).unwrap_err().kind(), ErrorKind::Invalid, "{systemd} {parent}");
+            assert_eq!(given(driver, parent).unwrap_err().kind(), ErrorKind::Invalid, "{driver:?} {parent}");
         }
     }
 

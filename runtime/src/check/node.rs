@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::Finding;
-use crate::cgroups::{Chosen, choose};
+use crate::cgroups::{Chosen, Init, choose};
 use crate::cli::client::Client;
 use crate::cli::output;
 use crate::config::{Config, DEFAULT_FILE, Handler};
@@ -22,7 +22,7 @@ pub(super) fn look(config: &Config, address: &Path) -> Vec<Finding> {
         config.handlers.iter().map(|(name, handler)| handler_finding(name, handler)).collect();
     let version = crisp_cgroup::Cgroups::detect().map(|cgroups| cgroups.version());
     // Without a hierarchy another line says so.
-    findings.extend(version.ok().map(|version| driver(config, crisp_systemd::is_pid_1(), version)));
+    findings.extend(version.ok().map(|version| driver(config, Init::here(), version)));
     findings.push(registries(&config.registry.config_path));
     findings.push(disk(&config.root));
     findings.push(state(&config.state));
@@ -31,11 +31,11 @@ pub(super) fn look(config: &Config, address: &Path) -> Vec<Finding> {
 }
 
 /// Who makes the cgroups of containers: what a kubelet is told.
-fn driver(config: &Config, systemd_is_pid_1: bool, version: crisp_cgroup::Version) -> Finding {
+fn driver(config: &Config, init: Init, version: crisp_cgroup::Version) -> Finding {
     const THING: &str = "cgroup driver";
-    match choose(config.cgroup_driver, systemd_is_pid_1, version) {
+    match choose(config.cgroup_driver, init, version) {
         Ok(Chosen::Systemd) => Finding::ok(THING, "systemd: containers are scopes in the kubelet's slices"),
-        Ok(Chosen::Cgroupfs) if systemd_is_pid_1 && version == crisp_cgroup::Version::V2 => {
+        Ok(Chosen::Cgroupfs) if init == Init::Systemd && version == crisp_cgroup::Version::V2 => {
             Finding::warn(THING, "cgroupfs, while systemd runs this machine: two managers of one tree")
         }
         Ok(Chosen::Cgroupfs) => Finding::ok(THING, "cgroupfs: the daemon makes them"),
@@ -187,11 +187,11 @@ mod tests {
         use crisp_cgroup::Version::{V1, V2};
         let config = |text| Config::parse(Path::new("x"), text, &Default::default(), &|_| false).unwrap();
         let (auto, cgroupfs) = (config(""), config("cgroup_driver = \"cgroupfs\""));
-        assert!(driver(&auto, true, V2).says.starts_with("systemd"));
-        assert_eq!(driver(&auto, false, V2).level, Level::Ok);
-        assert_eq!(driver(&cgroupfs, true, V2).level, Level::Warn);
+        assert!(driver(&auto, Init::Systemd, V2).says.starts_with("systemd"));
+        assert_eq!(driver(&auto, Init::Other, V2).level, Level::Ok);
+        assert_eq!(driver(&cgroupfs, Init::Systemd, V2).level, Level::Warn);
         let systemd = config("cgroup_driver = \"systemd\"");
-        assert_eq!(driver(&systemd, true, V1).level, Level::Fail);
+        assert_eq!(driver(&systemd, Init::Systemd, V1).level, Level::Fail);
     }
 
     #[test]
