@@ -270,11 +270,15 @@ pub(crate) fn remove_pod(daemon: &Daemon, pod: &Pod) -> Result<()> {
     // A path that cannot be was never made.
     let Ok(path) = pod_init_path(pod) else { return Ok(()) };
     let slice = slice_of(pod)?;
-    if let (Some(scope), Driver::Systemd(scopes)) = (scope_of(pod, pod.id.as_str())?, &daemon.driver) {
-        tokio::runtime::Handle::current().block_on(scopes.settle(&scope.unit));
-    }
     let init = daemon.cgroups.open(&path);
-    if init.exists() {
+    if let (Some(scope), Driver::Systemd(scopes)) = (scope_of(pod, pod.id.as_str())?, &daemon.driver) {
+        let here = tokio::runtime::Handle::current();
+        here.block_on(scopes.settle(&scope.unit));
+        if init.exists() {
+            init.kill().doing("kill the pod's init")?;
+            here.block_on(scopes.gone(&scope))?;
+        }
+    } else if init.exists() {
         init.kill().doing("kill the pod's init")?;
         init.remove().doing("remove the cgroup of the pod's init")?;
     }
@@ -422,23 +426,22 @@ pub(crate) fn kill_container(daemon: &Daemon, container: &Container) -> Result<(
     if cgroup.exists() { cgroup.kill().doing("kill the container's processes") } else { Ok(()) }
 }
 
-/// Removes the container's cgroup, with what an ended init left running in it. A scope that is empty is forgotten by systemd.
+/// Removes the container's cgroup, with what an ended init left running in it.
 pub(crate) async fn remove_container(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
-    if let (Some(scope), Driver::Systemd(scopes)) =
-        (scope_of(&container.pod, container.id.as_str())?, &daemon.driver)
-    {
+    let scope = scope_of(&container.pod, container.id.as_str())?;
+    if let (Some(scope), Driver::Systemd(scopes)) = (&scope, &daemon.driver) {
         scopes.settle(&scope.unit).await;
     }
-    let (daemon, container) = (Arc::clone(daemon), Arc::clone(container));
-    blocking::run(move || {
-        let cgroup = open(&daemon, &container)?;
-        if !cgroup.exists() {
-            return Ok(());
-        }
-        cgroup.kill().doing("kill the container's processes")?;
-        cgroup.remove().doing("remove the container's cgroup")
-    })
-    .await
+    let cgroup = open(daemon, container)?;
+    if !cgroup.exists() {
+        return Ok(());
+    }
+    let killed = cgroup.clone();
+    blocking::run(move || killed.kill().doing("kill the container's processes")).await?;
+    match (&scope, &daemon.driver) {
+        (Some(scope), Driver::Systemd(scopes)) => scopes.gone(scope).await,
+        _ => blocking::run(move || cgroup.remove().doing("remove the container's cgroup")).await,
+    }
 }
 
 /// Lets a frozen container run, so that it can answer a signal.

@@ -16,11 +16,13 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crisp_cgroup::{Cgroup, CgroupPath, Cgroups, Resources};
 use crisp_domain::ErrorKind;
 use crisp_systemd::{ScopeRequest, Slice, Stage, Systemd};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::holder::{Holder, Holders, Stay};
 use crate::blocking;
@@ -30,6 +32,12 @@ use crate::error::{Doing as _, Error, Result};
 const HOLD: &str = "hold";
 /// Where all shims are.
 const SHIMS: &str = "crisp-shims.scope";
+
+/// How long systemd may take to notice that a scope is empty.
+const GONE_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Pause between two looks; it doubles.
+const GONE_PAUSE_MIN: Duration = Duration::from_millis(1);
+const GONE_PAUSE_MAX: Duration = Duration::from_millis(50);
 
 /// The systemd driver.
 #[derive(Debug)]
@@ -123,6 +131,34 @@ impl Scopes {
         {
             tracing::debug!(unit, %error, "a scope that is not needed any more");
         }
+    }
+
+    /// Returns when the scope is gone in which everything was killed.
+    ///
+    /// systemd takes an empty scope away by itself. Its directory is systemd's to remove: when it goes before systemd has looked,
+    /// the unit stays for ever.
+    ///
+    /// # Errors
+    /// When it does not go.
+    pub(super) async fn gone(&self, scope: &Scope) -> Result<()> {
+        let cgroup = self.cgroups.open(&scope.path);
+        let deadline = Instant::now() + GONE_WAIT_MAX;
+        let mut pause = GONE_PAUSE_MIN;
+        while cgroup.exists() {
+            if Instant::now() >= deadline {
+                tracing::debug!(unit = scope.unit, "an empty scope stays; stopping it");
+                return self.stop(scope, cgroup).await;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(GONE_PAUSE_MAX);
+        }
+        Ok(())
+    }
+
+    async fn stop(&self, scope: &Scope, cgroup: Cgroup) -> Result<()> {
+        self.systemd.stop(&scope.unit).await.doing("stop the scope")?;
+        // One that systemd does not know any more.
+        blocking::run(move || cgroup.remove().doing("remove the scope's cgroup")).await
     }
 
     fn forget(&self, unit: &str) -> Option<Prepared> {
