@@ -40,8 +40,8 @@ ok "they talk over localhost; exit code and log are right"
 
 [ "$(cri exec -s "$server" echo hi)" = hi ] || fail "exec"
 ok "exec works"
-cgroup=$(find /sys/fs/cgroup/crisp -type d -name "$server")
-[ -n "$cgroup" ] || fail "the container's cgroup: $(find /sys/fs/cgroup/crisp -type d)"
+cgroup=$(find /sys/fs/cgroup -type d -name "crisp-$server.scope")
+[ -n "$cgroup" ] || fail "the container's cgroup: $(find /sys/fs/cgroup -type d -name '*crisp*')"
 limit=$(cat "$cgroup/memory.max")
 [ "$limit" = 67108864 ] || fail "memory.max is $limit"
 [ "$(cat "$cgroup/cpu.max")" = "50000 100000" ] || fail "cpu.max"
@@ -89,8 +89,8 @@ no_shims() { ! grep -l crisp-shim /proc/[0-9]*/comm 2>/dev/null; }
 eventually 10 no_shims || fail "processes are left"
 no_links() { [ "$(ip -o link | grep -c veth || true)" = "$links" ]; }
 eventually 10 no_links || fail "links are left: $(ip -o link)"
-left=$(find /sys/fs/cgroup/crisp* -mindepth 1 -type d 2>/dev/null | grep -E '[0-9a-f]{64}' || true)
-[ -z "$left" ] || fail "cgroups are left: $left"
+no_cgroups() { ! find /sys/fs/cgroup -type d | grep -qE '[0-9a-f]{64}'; }
+eventually 10 no_cgroups || fail "cgroups are left: $(find /sys/fs/cgroup -type d -name '*crisp*')"
 left=$(find /run/crisp/pods /run/crisp/containers /var/lib/crisp/containers -mindepth 1 2>/dev/null || true)
 [ -z "$left" ] || fail "files are left: $left"
 ok "nothing is left"
