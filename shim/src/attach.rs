@@ -646,3 +646,62 @@ impl Input {
         *self = Self::default();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOMENT: Duration = Duration::from_millis(100);
+
+    #[test]
+    fn who_takes_nothing_is_too_slow_after_all_its_waits_together() {
+        let (mut pace, mut now) = (Pace::default(), Instant::now());
+        for _ in 0..9 {
+            pace.fell_behind(now);
+            now += MOMENT;
+            assert!(!pace.is_too_slow(now));
+            pace.caught_up(now);
+            // Time in which it waits for the container does not count.
+            now += 100 * MOMENT;
+            assert_eq!(pace.deadline(), None);
+        }
+        pace.fell_behind(now);
+        assert_eq!(pace.deadline(), Some(now + MOMENT));
+        assert!(pace.is_too_slow(now + MOMENT));
+    }
+
+    #[test]
+    fn who_takes_enough_is_measured_anew() {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        pace.fell_behind(now);
+        pace.taken = TAKEN_BYTES_MIN;
+        assert!(!pace.is_too_slow(now + BEHIND_MAX));
+        assert_eq!(pace.deadline(), Some(now + 2 * BEHIND_MAX));
+        assert!(pace.is_too_slow(now + 2 * BEHIND_MAX));
+    }
+
+    #[test]
+    fn what_a_pipe_does_not_take_follows_in_order_and_is_bounded() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&reader, true).unwrap();
+        let mut sink = Sink::new(writer).unwrap();
+        let block: Vec<u8> = (0..100_000u32).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        let (mut given, mut read) = (Vec::new(), Vec::new());
+        while sink.push(&block).0 != Sent::Gone {
+            given.extend_from_slice(&block);
+            assert!(given.len() < 4 * PENDING_BYTES_MAX);
+        }
+        given.extend_from_slice(&block);
+        let mut buffer = vec![0; 1 << 16];
+        while sink.is_behind() {
+            let count = rustix::io::read(&reader, &mut buffer[..]).unwrap();
+            read.extend_from_slice(&buffer[..count]);
+            assert_ne!(sink.flush().0, Sent::Gone);
+        }
+        drop(sink);
+        while let Ok(count @ 1..) = rustix::io::read(&reader, &mut buffer[..]) {
+            read.extend_from_slice(&buffer[..count]);
+        }
+        assert!(read == given);
+    }
+}

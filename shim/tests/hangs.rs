@@ -178,3 +178,32 @@ fn late_hooks_get_the_state_and_a_limited_time() {
         eventually("no child", || children(&pod).is_empty().then_some(()));
     });
 }
+
+/// Half a minute is what such a command gets.
+#[test]
+#[ignore = "takes half a minute"]
+fn a_runtime_that_hangs_in_a_delete_is_given_up() {
+    as_root(|| {
+        hide_unified();
+        let Some(runtime) = handlers().flatten().next() else { return };
+        let mut pod = Pod::new();
+        let mut setup = pod.container(&["true"]);
+        let script = setup.dir.join("runtime");
+        let text =
+            format!("#!/bin/sh\ncase \"$*\" in *' delete '*) sleep 1000 ;; esac\nexec {runtime} \"$@\"\n");
+        std::fs::write(&script, text).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&script, mode).unwrap();
+        by(&pod, &script.to_string_lossy(), &mut setup);
+        pod.run(&setup);
+        pod.daemon.exit(&setup.id);
+        let begin = Instant::now();
+        let delete = Call::Delete(pb::DeleteContainer { container_id: setup.id.clone() });
+        pod.daemon.send(delete, &[]);
+        eventually("nearly the limit", || (begin.elapsed() > Duration::from_secs(25)).then_some(()));
+        assert!(pod.daemon.receive().is_some());
+        assert!((28..35).contains(&begin.elapsed().as_secs()), "{:?}", begin.elapsed());
+        eventually("no child", || children(&pod).is_empty().then_some(()));
+        assert!(pod.daemon.hello().containers.is_empty());
+    });
+}
