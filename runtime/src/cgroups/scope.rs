@@ -117,6 +117,10 @@ impl Scopes {
     pub(super) async fn take(self: &Arc<Self>, scope: &Scope, limits: &Resources) -> Result<()> {
         let Some(prepared) = self.forget(&scope.unit) else { return self.make(scope, limits).await };
         joined(prepared.made).await?;
+        if !self.cgroups.open(&scope.path).exists() {
+            // Somebody stopped it meanwhile: nothing of the container was in it.
+            return self.make(scope, limits).await;
+        }
         if prepared.limits == *limits {
             return Ok(());
         }
