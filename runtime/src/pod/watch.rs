@@ -134,3 +134,29 @@ pub(crate) async fn gone(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
     }
     crate::events::pod(daemon, pod, crisp_proto::cri::ContainerEventType::ContainerStoppedEvent);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::Process;
+
+    #[test]
+    fn a_process_is_there_while_pid_and_start_time_are_its_own() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let stat = std::fs::read("/proc/self/stat").unwrap();
+        let start_time_ticks = super::start_time_ticks(&stat).unwrap();
+        assert!(is_there(Process { pid, start_time_ticks }));
+        // The number was given to another one.
+        assert!(!is_there(Process { pid, start_time_ticks: start_time_ticks - 1 }));
+        assert!(!is_there(Process { pid: i32::MAX, start_time_ticks }));
+    }
+
+    #[test]
+    fn the_start_time_is_found_behind_any_name() {
+        let fields = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20 21";
+        for name in ["sh", "a b", "x) S 1 2"] {
+            assert_eq!(start_time_ticks(format!("12 ({name}) {fields}").as_bytes()), Some(4711), "{name}");
+        }
+        assert_eq!(start_time_ticks(b"12 (sh) S 1"), None);
+    }
+}
