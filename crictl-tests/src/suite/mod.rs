@@ -9,6 +9,7 @@ use crate::node::{Node, Options};
 use crate::registry::Registry;
 use crate::say;
 
+mod cdi;
 mod cli;
 mod container;
 mod crictl;
@@ -20,6 +21,7 @@ mod image;
 mod layers;
 mod metrics;
 mod network;
+mod nri;
 mod pod;
 mod replay;
 mod restart;
@@ -69,6 +71,8 @@ fn all() -> Vec<(&'static str, &'static Test)> {
         ("image", image::TESTS),
         ("layers", layers::TESTS),
         ("handlers", handlers::TESTS),
+        ("cdi", cdi::TESTS),
+        ("nri", nri::TESTS),
         ("restart", restart::TESTS),
         ("userns", userns::TESTS),
         ("faults", faults::TESTS),
