@@ -81,12 +81,10 @@ impl Nri {
         self.plugins.get().filter(|plugins| !plugins.is_empty())
     }
 
-    /// Names of the plugins, in the order in which they are asked; for the verbose status.
-    pub(crate) async fn names(&self) -> Vec<String> {
-        match self.active() {
-            Some(plugins) => plugins.names().await,
-            None => Vec::new(),
-        }
+    /// Names of the plugins, in the order in which they are asked; `None` where plugins are not wanted. For the verbose status: no
+    /// plugin is waited for.
+    pub(crate) fn names(&self) -> Option<Vec<String>> {
+        self.settings.as_ref().map(|_| self.plugins.get().map(|plugins| plugins.names()).unwrap_or_default())
     }
 }
 

@@ -57,9 +57,8 @@ impl CdiError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Name { .. } | Self::TooMany(_) => ErrorKind::Invalid,
-            Self::Unknown { .. } => ErrorKind::NotFound,
-            // The node's fault, not the request's.
-            Self::Conflict { .. } | Self::Edit { .. } => ErrorKind::Internal,
+            // The node's fault, not the request's; "not found" would be heard as the pod's absence.
+            Self::Unknown { .. } | Self::Conflict { .. } | Self::Edit { .. } => ErrorKind::Internal,
         }
     }
 }

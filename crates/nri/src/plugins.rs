@@ -1,7 +1,7 @@
 //! All plugins, in order, and what is asked of all of them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::join_all;
 use prost::Message;
@@ -48,6 +48,8 @@ pub struct Plugins {
     pub(crate) plugins: RwLock<Vec<Arc<Plugin>>>,
     /// How many there are.
     count: AtomicUsize,
+    /// Their names, in order: for a look that waits for no plugin.
+    listed: Mutex<Vec<String>>,
     /// Creations hold it shared; a registration takes it whole, before `plugins`.
     pub(crate) creations: RwLock<()>,
     pub(crate) ending: AtomicBool,
@@ -70,6 +72,7 @@ impl Plugins {
             runtime,
             plugins: RwLock::default(),
             count: AtomicUsize::new(0),
+            listed: Mutex::default(),
             creations: RwLock::new(()),
             ending: AtomicBool::new(false),
         })
@@ -81,9 +84,16 @@ impl Plugins {
         self.count.load(Ordering::Acquire) == 0
     }
 
-    /// Names of the plugins, in order.
-    pub async fn names(&self) -> Vec<String> {
-        self.plugins.read().await.iter().map(|plugin| plugin.identity.to_string()).collect()
+    /// Names of the plugins, in order. Waits for nothing.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.listed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn publish(&self, plugins: &[Arc<Plugin>]) {
+        let names = plugins.iter().map(|plugin| plugin.identity.to_string()).collect();
+        *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = names;
+        self.count.store(plugins.len(), Ordering::Release);
     }
 
     /// Held by a creation until its result shows in [`Runtime::state`].
@@ -95,14 +105,14 @@ impl Plugins {
     pub(crate) fn insert(&self, plugins: &mut Vec<Arc<Plugin>>, plugin: Arc<Plugin>) {
         plugins.push(plugin);
         plugins.sort_by(|a, b| a.identity.cmp(&b.identity));
-        self.count.store(plugins.len(), Ordering::Release);
+        self.publish(plugins);
     }
 
     /// Takes a plugin out.
     pub(crate) async fn remove(&self, gone: &Arc<Plugin>) {
         let mut plugins = self.plugins.write().await;
         plugins.retain(|plugin| !Arc::ptr_eq(plugin, gone));
-        self.count.store(plugins.len(), Ordering::Release);
+        self.publish(&plugins);
     }
 
     /// Tells every plugin of a pod's event.
@@ -313,7 +323,7 @@ impl Plugins {
     pub async fn shut_down(&self) {
         self.ending.store(true, Ordering::Release);
         let plugins = std::mem::take(&mut *self.plugins.write().await);
-        self.count.store(0, Ordering::Release);
+        self.publish(&[]);
         join_all(plugins.iter().map(|plugin| plugin.shut_down(self.settings.request_timeout))).await;
         // Socket file: the next runtime makes its own.
         let _gone = std::fs::remove_file(&self.settings.socket);

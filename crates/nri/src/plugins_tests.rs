@@ -1,7 +1,6 @@
 //! Scripted plugins on a real socket.
 
 use std::os::unix::net::UnixStream;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -158,7 +157,7 @@ async fn plugins_are_asked_in_order_of_index_and_see_each_other() {
     assert_eq!(env, [("A", "after \"\""), ("B", "after \"A=after \\\"\\\"\"")]);
     // Not subscribed.
     bench.plugins.run_pod(pod()).await.unwrap();
-    assert_eq!(bench.plugins.names().await, ["10-p", "20-p"]);
+    assert_eq!(bench.plugins.names(), ["10-p", "20-p"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -125,6 +125,8 @@ pub(crate) fn daemon(daemon: &Daemon) -> Info {
         daemon.network.status().map_or_else(|not_ready| not_ready.to_string(), |()| "OK".to_owned());
     HashMap::from([
         ("config".to_owned(), config.to_string()),
+        ("nri".to_owned(), json!({ "plugins": daemon.nri.names() }).to_string()),
+        ("cdi".to_owned(), json!({ "problems": daemon.cdi.problems() }).to_string()),
         ("cniconfig".to_owned(), daemon.network.describe().to_string()),
         ("lastCNILoadStatus".to_owned(), load_status),
         ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
