@@ -95,7 +95,11 @@ impl Lsm {
 ///
 /// # Errors
 /// For a profile that is not loaded, a label that the policy does not have, and anything asked of a module that is not here.
-pub(crate) fn labels(daemon: &Daemon, container: &Container, config: &ContainerConfig) -> Result<SecurityLabels> {
+pub(crate) fn labels(
+    daemon: &Daemon,
+    container: &Container,
+    config: &ContainerConfig,
+) -> Result<SecurityLabels> {
     daemon.lsm.container(&container.pod, &config.security)
 }
 
@@ -114,6 +118,12 @@ pub(crate) fn relabel(container: &Container, labels: &SecurityLabels, mounts: &[
         crisp_lsm::selinux::relabel(&mount.source, label, &cancelled).doing("relabel a volume")?;
     }
     Ok(())
+}
+
+/// The label of what is mounted for the pod's own PID 1. In a user namespace the kernel takes none from who mounts.
+pub(crate) fn root_label(pod: &Pod) -> Option<String> {
+    let record = pod.record();
+    record.selinux.as_ref().filter(|_| pod.user_ids().is_none()).map(|labels| labels.mount.clone())
 }
 
 /// Gives the files that the runtime makes for a pod its label.

@@ -43,7 +43,7 @@ impl Runtime for Builtin {
             .fork(&CloneArgs::default(), || {
                 // A group of its own, to be killed whole: it runs hooks.
                 let _leader = rustix::process::setsid();
-                run_self(&fds, "launch");
+                run_self(&fds, &["launch"]);
                 127
             })
             .step(|| "start the launcher")?;
@@ -74,15 +74,16 @@ impl Runtime for Builtin {
 }
 
 /// Executes this program anew, from the memory file that it runs from, with these descriptors as 0, 1, 2, …; returns on error.
-pub(crate) fn run_self(fds: &[OwnedFd], mode: &str) {
+pub(crate) fn run_self(fds: &[OwnedFd], args: &[&str]) {
     let place = || -> std::io::Result<()> {
         let moved = fds.iter().map(|fd| dup_above(fd, FD_FLOOR)).collect::<Result<Vec<_>, _>>()?;
         (0..).zip(&moved).try_for_each(|(number, fd)| dup_onto(fd, number))
     };
-    let args = ["crisp-shim", mode].map(CString::new);
-    if let (Ok(()), Ok(()), [Ok(name), Ok(mode)]) = (place(), crate::process::unspare(), args) {
+    let args: Result<Vec<CString>, _> =
+        ["crisp-shim"].iter().chain(args).copied().map(CString::new).collect();
+    if let (Ok(()), Ok(()), Ok(args)) = (place(), crate::process::unspare(), args) {
         // Signals stay blocked in this copy of the shim; the new program wants none of that.
         let _unchanged = crisp_sys::clone::reset_signals();
-        let _error = crisp_sys::clone::exec(c"/proc/self/exe", &[name, mode], &[]);
+        let _error = crisp_sys::clone::exec(c"/proc/self/exe", &args, &[]);
     }
 }

@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     let code = match args.next().and_then(|name| name.into_string().ok()).as_deref() {
         Some("serve") => server::main(args),
         Some("launch") => launch::run(),
-        Some("init") => pod_init::run(),
+        Some("init") => pod_init::run(args),
         _ => {
             use std::io::Write as _;
             let _nobody_reads =

@@ -1,7 +1,9 @@
 //! PID 1 of a pod whose containers share a PID namespace: it reaps what they leave behind and does nothing else, so it may do
 //! nothing else. It has a user of its own, no capability, an empty file system and a filter of a few system calls.
 
+use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use crisp_proto::supervisor as pb;
@@ -37,12 +39,12 @@ pub(crate) fn start(single: SingleThreaded, order: &pb::StartPodInit) -> Result<
             let args = CloneArgs { namespaces: CLONE_NEWPID, ..args };
             let paths = &order.namespace_paths;
             single
-                .fork(&args, || run_as_init(&theirs, || settle(&cgroup, paths)))
+                .fork(&args, || run_as_init(&theirs, &order.mount_label, || settle(&cgroup, paths)))
                 .step(|| "clone the pod's init")?
         }
         Some(entry) => {
             let birth = Birth { entry: &entry, middle: args, namespaces: CLONE_NEWPID };
-            let run = || run_as_init(&theirs, || Ok(()));
+            let run = || run_as_init(&theirs, &order.mount_label, || Ok(()));
             userns::fork(single, &birth, || settle(&cgroup, &[]), run)?
         }
     };
@@ -58,14 +60,14 @@ fn settle(cgroup: &pb::Cgroup, namespaces: &[String]) -> Result<()> {
 }
 
 /// Returns only when it failed: the exit code.
-fn run_as_init(control: &OwnedFd, settle: impl FnOnce() -> Result<()>) -> u8 {
-    let error = settle().map_or_else(|error| error, |()| execute(control));
+fn run_as_init(control: &OwnedFd, label: &str, settle: impl FnOnce() -> Result<()>) -> u8 {
+    let error = settle().map_or_else(|error| error, |()| execute(control, label));
     control::send_failed(control, &chain(&error));
     1
 }
 
 /// Returns only the error.
-fn execute(control: &OwnedFd) -> Error {
+fn execute(control: &OwnedFd, label: &str) -> Error {
     let prepare = || -> Result<[OwnedFd; 3]> {
         let null = || rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         let step = || "open /dev/null";
@@ -78,7 +80,7 @@ fn execute(control: &OwnedFd) -> Error {
         Ok(fds) => fds,
         Err(error) => return error,
     };
-    crate::builtin::run_self(&fds, "init");
+    crate::builtin::run_self(&fds, &["init", label]);
     Error::Said("the pod's init could not be executed".into())
 }
 
@@ -89,10 +91,10 @@ fn enter_namespace(path: &Path) -> Result<()> {
     rustix::thread::move_into_link_name_space(fd.as_fd(), None).step(step)
 }
 
-/// Runs as PID 1.
-pub(crate) fn run() -> u8 {
+/// Runs as PID 1. Its argument is the label of its root, or empty.
+pub(crate) fn run(mut args: impl Iterator<Item = OsString>) -> u8 {
     let Ok(control) = claim_inherited(CONTROL_FD) else { return 2 };
-    match confine() {
+    match confine(&args.next().unwrap_or_default()) {
         Ok(signals) => {
             if control::send_ready(&control).is_err() {
                 return 1;
@@ -108,7 +110,7 @@ pub(crate) fn run() -> u8 {
 }
 
 /// Leaves everything behind that it does not need. The descriptor tells of children that ended.
-fn confine() -> Result<OwnedFd> {
+fn confine(label: &OsStr) -> Result<OwnedFd> {
     reset_signals().step(|| "reset the signals")?;
     let signals = watch_signals(&[SIGCHLD]).step(|| "watch signals")?;
     rustix::io::ioctl_fionbio(&signals, false).step(|| "watch signals")?;
@@ -117,7 +119,7 @@ fn confine() -> Result<OwnedFd> {
     rustix::process::setsid().step(|| "make a session")?;
     // While there is a /proc.
     let nobody = nobody();
-    empty_root()?;
+    empty_root(label)?;
     drop_privileges(nobody)?;
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .step(|| "become not dumpable")?;
@@ -125,14 +127,19 @@ fn confine() -> Result<OwnedFd> {
     Ok(signals)
 }
 
-fn empty_root() -> Result<()> {
+fn empty_root(label: &OsStr) -> Result<()> {
     let step = || "make an empty root";
+    let mut options = b"size=4k,mode=000".to_vec();
+    if !label.is_empty() {
+        options.extend([b",context=\"", label.as_bytes(), b"\""].concat());
+    }
+    let options = CString::new(options).map_err(std::io::Error::from).step(step)?;
     crisp_sys::clone::enter_new_mount_namespace().step(step)?;
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .step(step)?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     // Any directory will do; /proc is always there.
-    rustix::mount::mount("none", "/proc", "tmpfs", flags, c"size=4k,mode=000").step(step)?;
+    rustix::mount::mount("none", "/proc", "tmpfs", flags, options.as_c_str()).step(step)?;
     rustix::process::chdir("/proc").step(step)?;
     rustix::process::pivot_root(".", ".").step(step)?;
     rustix::mount::unmount(".", UnmountFlags::DETACH).step(step)?;

@@ -437,7 +437,11 @@ fn a_pods_init_reaps_and_is_confined() {
     as_root(|| {
         use crisp_proto::supervisor as pb;
         let mut pod = Pod::new();
-        let order = pb::StartPodInit { namespace_paths: vec![], cgroup: Some(pod.cgroups.entry()) };
+        let order = pb::StartPodInit {
+            namespace_paths: vec![],
+            cgroup: Some(pod.cgroups.entry()),
+            ..Default::default()
+        };
         let answer = pod.daemon.call(pb::request::Call::StartPodInit(order)).unwrap();
         let pb::reply::Result::Started(started) = answer else { panic!("{answer:?}") };
         assert_eq!(pod.daemon.hello().pod_init_pid, started.pid);

@@ -95,7 +95,11 @@ fn a_process_that_is_too_long_for_a_packet_comes_in_a_file() {
 fn execs_die_with_their_container_also_in_a_shared_pid_namespace() {
     as_root(|| {
         let mut pod = Pod::new();
-        let order = pb::StartPodInit { namespace_paths: vec![], cgroup: Some(pod.cgroups.entry()) };
+        let order = pb::StartPodInit {
+            namespace_paths: vec![],
+            cgroup: Some(pod.cgroups.entry()),
+            ..Default::default()
+        };
         let answer = pod.daemon.call(pb::request::Call::StartPodInit(order)).unwrap();
         let pb::reply::Result::Started(started) = answer else { panic!("{answer:?}") };
         let mut setup = pod.container(&["sleep", "1000"]);
@@ -116,7 +120,11 @@ fn the_end_of_the_pods_init_is_told() {
     as_root(|| {
         let mut pod = Pod::new();
         let start = |pod: &mut Pod| {
-            let order = pb::StartPodInit { namespace_paths: vec![], cgroup: Some(pod.cgroups.entry()) };
+            let order = pb::StartPodInit {
+                namespace_paths: vec![],
+                cgroup: Some(pod.cgroups.entry()),
+                ..Default::default()
+            };
             match pod.daemon.call(pb::request::Call::StartPodInit(order)).unwrap() {
                 pb::reply::Result::Started(started) => started.pid,
                 other => panic!("{other:?}"),
@@ -130,7 +138,8 @@ fn the_end_of_the_pods_init_is_told() {
         });
         assert_eq!(told, pid);
         assert_eq!(pod.daemon.hello().pod_init_pid, 0);
-        let order = pb::StartPodInit { namespace_paths: vec!["/missing".into()], cgroup: None };
+        let order =
+            pb::StartPodInit { namespace_paths: vec!["/missing".into()], cgroup: None, ..Default::default() };
         let failure = pod.daemon.call(pb::request::Call::StartPodInit(order)).unwrap_err();
         assert!(failure.message.contains("/missing"), "{failure:?}");
         assert_ne!(start(&mut pod), pid);

@@ -153,6 +153,9 @@ pub struct StartPodInit {
     /// Where it is accounted; see Cgroup.
     #[prost(message, optional, tag = "2")]
     pub cgroup: ::core::option::Option<Cgroup>,
+    /// SELinux label of the files in its root; empty for none.
+    #[prost(string, tag = "3")]
+    pub mount_label: ::prost::alloc::string::String,
 }
 /// How a new process enters its cgroup, which the daemon has made and limited.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

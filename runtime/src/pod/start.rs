@@ -228,7 +228,11 @@ async fn start_init(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<Process> {
     let paths = [pod.dir.user(), pod.dir.net(), pod.dir.ipc(), pod.dir.uts()];
     let paths: Vec<_> =
         paths.iter().map(AsRef::as_ref).filter(|path: &&std::path::Path| path.exists()).collect();
-    let started = pod.supervisor()?.start_pod_init(&paths, &cgroup).await.doing("start the pod's init")?;
+    let started = pod
+        .supervisor()?
+        .start_pod_init(&paths, &cgroup, crate::lsm::root_label(pod))
+        .await
+        .doing("start the pod's init")?;
     let init = Process { pid: started.pid, start_time_ticks: started.start_time_ticks };
     let recorded = Arc::clone(pod);
     blocking::run(move || {

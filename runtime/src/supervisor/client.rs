@@ -55,13 +55,16 @@ pub(crate) struct SupervisorClient {
 }
 
 impl SupervisorClient {
-    /// Starts the pod's reaping PID 1 in a new PID namespace; it joins the namespaces at these paths.
+    /// Starts the pod's reaping PID 1 in a new PID namespace; it joins the namespaces at these paths. Its root has
+    /// this SELinux label.
     pub(crate) async fn start_pod_init(
         &self,
         namespaces: &[&Path],
         cgroup: &CgroupEntry,
+        mount_label: Option<String>,
     ) -> Result<Started, Error> {
         let call = pb::StartPodInit {
+            mount_label: mount_label.unwrap_or_default(),
             namespace_paths: namespaces.iter().map(|path| path.display().to_string()).collect(),
             cgroup: Some(wire::cgroup(cgroup)),
         };

@@ -76,6 +76,7 @@ impl Plan {
         let seal_read_only = replace_cgroup_mount(&mut spec, &cgroup)?;
         let propagation = take_propagation(&mut spec);
         let host_user = userns::host_user(&spec, process.user().uid());
+        label_fresh_mounts(&mut spec);
         let entry = take_joined(&mut spec)?;
         strip(&mut spec);
         Ok(Self {
@@ -277,19 +278,17 @@ fn take_propagation(spec: &mut Spec) -> Vec<(PathBuf, MountPropagationFlags)> {
 /// libcontainer would label every mount, also those of a file system that exists already (cgroup, mqueue), whose label the kernel
 /// does not change. Only what is made for this mount gets it; the root filesystem has it.
 fn label_fresh_mounts(spec: &mut Spec) {
-    let Some(label) = spec.linux_mut().as_mut().and_then(|linux| {
-        let label = linux.mount_label().clone();
-        linux.set_mount_label(None);
-        label
-    }) else {
+    let Some(linux) = spec.linux_mut() else { return };
+    let label = linux.mount_label().clone();
+    linux.set_mount_label(None);
+    let mapped = linux.uid_mappings().as_ref().is_some_and(|mappings| !mappings.is_empty());
+    // The option is an error where there is no SELinux, and in a user namespace.
+    let Some(label) = label.filter(|_| !mapped && Path::new("/sys/fs/selinux/enforce").exists()) else {
         return;
     };
-    // A `context=` option is an error where there is no SELinux.
-    if !Path::new("/sys/fs/selinux/enforce").exists() {
-        return;
-    }
     let mut mounts = spec.mounts().clone().unwrap_or_default();
-    for mount in mounts.iter_mut().filter(|mount| matches!(mount.typ().as_deref(), Some("tmpfs" | "devpts"))) {
+    for mount in mounts.iter_mut().filter(|mount| matches!(mount.typ().as_deref(), Some("tmpfs" | "devpts")))
+    {
         let mut options = mount.options().clone().unwrap_or_default();
         options.push(format!("context={label}"));
         mount.set_options(Some(options));
@@ -309,7 +308,6 @@ fn strip(spec: &mut Spec) {
             .set_oom_score_adj(None)
             .set_cwd("/".into());
     }
-    label_fresh_mounts(spec);
     if let Some(linux) = spec.linux_mut() {
         linux.set_seccomp(None).set_resources(None).set_cgroups_path(None);
         // libcontainer knows the names without the r, and always means all mounts below.
