@@ -199,9 +199,20 @@ fn present(picture: &Picture, at: Timestamp) -> Vec<Arc<Event>> {
 
 /// The pod and those of its containers that clients know of.
 fn look_at(daemon: &Daemon, pod: &Pod) -> Picture {
+    Picture { pod: pod.record(), containers: containers_of(daemon, pod).into() }
+}
+
+/// The containers of a pod that clients know of, the newest first: of several tries of one container, kubelets take the first in the
+/// list.
+pub(crate) fn containers_of(daemon: &Daemon, pod: &Pod) -> Vec<Arc<ContainerRecord>> {
     let containers = daemon.containers_of(pod);
     let visible = containers.iter().filter(|container| container.is_visible());
-    Picture { pod: pod.record(), containers: visible.map(|container| container.record()).collect() }
+    newest_first(visible.map(|container| container.record()).collect())
+}
+
+fn newest_first(mut records: Vec<Arc<ContainerRecord>>) -> Vec<Arc<ContainerRecord>> {
+    records.sort_by_key(|record| std::cmp::Reverse(record.created_at));
+    records
 }
 
 /// All pods, in one pass over the containers.
@@ -212,7 +223,7 @@ fn look_at_all(daemon: &Daemon) -> Vec<Picture> {
     }
     let picture = |pod: Arc<Pod>| Picture {
         pod: pod.record(),
-        containers: by_pod.remove(pod.id.as_str()).unwrap_or_default().into(),
+        containers: newest_first(by_pod.remove(pod.id.as_str()).unwrap_or_default()).into(),
     };
     daemon.pods.visible().into_iter().map(picture).collect()
 }

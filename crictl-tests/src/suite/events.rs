@@ -180,6 +180,9 @@ fn shows_what_is_there_first(node: &mut Node, _: &mut Registry) -> Result<()> {
     same("containers", &rest, &want)?;
     ensure!(events.iter().all(|event| event.created_at == events[0].created_at), "one picture, one time");
     same("in each", &events[0].containers_statuses.len(), &3)?;
+    let newest_first =
+        |statuses: &[cri::ContainerStatus]| statuses.is_sorted_by(|a, b| a.created_at >= b.created_at);
+    ensure!(newest_first(&events[0].containers_statuses), "of several tries the newest comes first");
     // Only the newest sandbox of a pod is shown, so what comes next is news.
     node.cri.remove(&created)?;
     let next = listener.next()?;

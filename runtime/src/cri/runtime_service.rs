@@ -155,9 +155,7 @@ impl RuntimeService for Runtime {
         let request = request.into_inner();
         answer(tracing::debug_span!("PodSandboxStatus", pod_id = request.pod_sandbox_id), async {
             let pod = self.pod(&request.pod_sandbox_id)?;
-            let timestamp = crisp_domain::Timestamp::now().0;
-            let containers = self.daemon.containers_of(&pod).into_iter();
-            let visible = containers.filter(|container| crate::index::Indexed::is_visible(&**container));
+            let containers = crate::events::containers_of(&self.daemon, &pod);
             let info = match request.verbose {
                 true => {
                     let (daemon, pod) = (Arc::clone(&self.daemon), Arc::clone(&pod));
@@ -168,10 +166,14 @@ impl RuntimeService for Runtime {
             Ok(PodSandboxStatusResponse {
                 status: Some(convert::sandbox_status(&pod.record())),
                 info,
-                containers_statuses: visible
-                    .map(|container| convert::container_status(&container.record()))
+                containers_statuses: containers
+                    .iter()
+                    .map(|record| convert::container_status(record))
                     .collect(),
-                timestamp,
+                // A kubelet with EventedPLEG that finds a time here takes the statuses above for its own: 1.37 then forgets which
+                // containers are of the newest sandbox and runs init containers for ever, older ones take the ns for seconds and
+                // refuse all events after. Without a time it asks for each container and takes the time itself.
+                timestamp: 0,
             })
         })
         .await
