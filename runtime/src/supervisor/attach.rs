@@ -18,6 +18,7 @@ const INPUT_PIPE_BYTES: usize = 64 << 10;
 
 /// What of a container is attached to.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "one for each stream, as in the protocol")]
 pub(crate) struct AttachStream<'a> {
     pub(crate) container: &'a ContainerId,
     pub(crate) stdin: bool,
@@ -75,7 +76,10 @@ pub(crate) struct Resizer(Target);
 #[derive(Debug, Clone)]
 enum Target {
     /// The shim holds the master.
-    Container { client: SupervisorClient, id: ContainerId },
+    Container {
+        client: SupervisorClient,
+        id: ContainerId,
+    },
     Master(Arc<OwnedFd>),
 }
 
@@ -139,16 +143,5 @@ impl SupervisorClient {
         drop(fds);
         let ours = |pipe: Option<pipe::Pipe>| pipe.map(|pipe| pipe.ours);
         Ok(AttachSession { stdin: ours(input), stdout: ours(stdout), stderr: ours(stderr), attachment })
-    }
-
-    /// Sets the size of a container's terminal: columns and rows, each at least 1.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] where it has none.
-    pub(crate) async fn resize(&self, id: &ContainerId, width: u16, height: u16) -> Result<(), Error> {
-        match self.connection.ask("ResizeTerminal", resize_call(id, width, height), &[]).await? {
-            (Answer::Done(pb::Done {}), _) => Ok(()),
-            _ => Err(Error::Answer { what: "ResizeTerminal" }),
-        }
     }
 }

@@ -61,6 +61,7 @@ pub(crate) struct ExecOutput {
 
 /// An exec with streams.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "one for each stream, as in the protocol")]
 pub(crate) struct ExecStream<'a> {
     pub(crate) container: &'a ContainerId,
     /// JSON of an OCI `process` object, with `"terminal": true` where there is one.
