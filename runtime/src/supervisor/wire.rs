@@ -101,7 +101,10 @@ pub(crate) enum ContainerPhase {
 /// What a shim tells unasked. The exit record is on disk by then.
 #[derive(Debug, Clone)]
 pub(crate) enum Event {
-    ContainerExited { id: ContainerId, exit: Exit },
+    ContainerExited {
+        id: ContainerId,
+        exit: Exit,
+    },
     /// The pod's PID 1 has ended, and with it everything in its PID namespace.
     PodInitExited,
 }
