@@ -332,17 +332,19 @@ impl Connection {
         const CALL: &str = "AUTH";
         let uid = rustix::process::geteuid().as_raw().to_string();
         let hex: String = uid.bytes().map(|byte| format!("{byte:02x}")).collect();
-        self.send(CALL, format!("\0AUTH EXTERNAL {hex}\r\n").as_bytes()).await?;
+        // In one piece, as systemd's own clients do it: a call that systemd reads together with BEGIN lies in its buffer until
+        // something else comes.
+        self.send(CALL, format!("\0AUTH EXTERNAL {hex}\r\nBEGIN\r\n").as_bytes()).await?;
         let answer = self.line(CALL).await?;
-        if !answer.starts_with(b"OK ") {
-            return Err(SystemdError::Refused {
-                call: CALL,
-                unit: "the connection".to_owned(),
-                name: "EXTERNAL".to_owned(),
-                message: String::from_utf8_lossy(&answer).trim_end().to_owned(),
-            });
+        if answer.starts_with(b"OK ") {
+            return Ok(());
         }
-        self.send(CALL, b"BEGIN\r\n").await
+        Err(SystemdError::Refused {
+            call: CALL,
+            unit: "the connection".to_owned(),
+            name: "EXTERNAL".to_owned(),
+            message: String::from_utf8_lossy(&answer).trim_end().to_owned(),
+        })
     }
 
     async fn line(&mut self, call: &'static str) -> Result<Vec<u8>> {
