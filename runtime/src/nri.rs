@@ -13,7 +13,8 @@
 //! | [`remove_container`] | its files are still there | is logged |
 //!
 //! Who saw something being made that is undone then, is told that it is gone. Without plugins a hook costs one atomic load. The
-//! protocol, its bounds and the order of plugins are [`crisp_nri`]'s.
+//! protocol, its bounds and the order of plugins are [`crisp_nri`]'s. Requests to plugins are boxed: their messages are large, and every
+//! creation would carry them.
 
 mod adjust;
 mod machine;
@@ -109,9 +110,9 @@ pub(crate) async fn shut_down(daemon: &Arc<Daemon>) {
 pub(crate) async fn run_pod(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
     let Some(plugins) = daemon.nri.active() else { return Ok(()) };
     let message = message::pod(&pod.record());
-    let Err(refused) = plugins.run_pod(message.clone()).await else { return Ok(()) };
-    log(plugins.stop_pod(message.clone()).await);
-    log(plugins.remove_pod(message).await);
+    let Err(refused) = Box::pin(plugins.run_pod(message.clone())).await else { return Ok(()) };
+    log(Box::pin(plugins.stop_pod(message.clone())).await);
+    log(Box::pin(plugins.remove_pod(message)).await);
     let told = Arc::clone(pod);
     // The undoing stops it, which is told by now.
     if let Err(error) = blocking::run(move || told.update(|record| record.stop_told = true)).await {
@@ -129,26 +130,26 @@ pub(crate) async fn update_pod(
 ) -> Result<()> {
     let Some(plugins) = daemon.nri.active() else { return Ok(()) };
     let (overhead, resources) = (overhead.and_then(message::of_cri), resources.and_then(message::of_cri));
-    let told = plugins.update_pod(message::pod(&pod.record()), overhead, resources).await;
+    let told = Box::pin(plugins.update_pod(message::pod(&pod.record()), overhead, resources)).await;
     told.doing("ask the plugins about the pod's resources")
 }
 
 /// After UpdatePodSandboxResources was recorded.
 pub(crate) async fn updated_pod(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
     if let Some(plugins) = daemon.nri.active() {
-        log(plugins.updated_pod(message::pod(&pod.record())).await);
+        log(Box::pin(plugins.updated_pod(message::pod(&pod.record()))).await);
     }
 }
 
 pub(crate) async fn stop_pod(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
     if let Some(plugins) = daemon.nri.active() {
-        log(plugins.stop_pod(message::pod(&pod.record())).await);
+        log(Box::pin(plugins.stop_pod(message::pod(&pod.record()))).await);
     }
 }
 
 pub(crate) async fn remove_pod(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
     if let Some(plugins) = daemon.nri.active() {
-        log(plugins.remove_pod(message::pod(&pod.record())).await);
+        log(Box::pin(plugins.remove_pod(message::pod(&pod.record()))).await);
     }
 }
 
@@ -160,12 +161,13 @@ pub(crate) async fn create_container(
 ) -> Result<Spec> {
     let Some(plugins) = daemon.nri.active() else { return Ok(spec) };
     let (pod, asked) = messages_with(container, &spec);
-    match adjusted(daemon, plugins, container, (pod.clone(), asked.clone()), spec).await {
+    let made = Box::pin(adjusted(daemon, plugins, container, (pod.clone(), asked.clone()), spec)).await;
+    match made {
         Ok(spec) => Ok(spec),
         Err(error) => {
             // What they want of others when it ends does not matter: it never ran.
-            let _updates = plugins.stop_container(pod.clone(), asked.clone()).await;
-            log(plugins.remove_container(pod, asked).await);
+            let _updates = Box::pin(plugins.stop_container(pod.clone(), asked.clone())).await;
+            log(Box::pin(plugins.remove_container(pod, asked)).await);
             Err(error)
         }
     }
@@ -178,7 +180,8 @@ async fn adjusted(
     (pod, asked): (PodSandbox, NriContainer),
     mut spec: Spec,
 ) -> Result<Spec> {
-    let adjusted = plugins.create_container(pod, asked).await.doing("ask the plugins about the container")?;
+    let adjusted =
+        Box::pin(plugins.create_container(pod, asked)).await.doing("ask the plugins about the container")?;
     let (owner, target) = (Arc::clone(daemon), Arc::clone(container));
     let spec = blocking::run(move || {
         adjust_spec(&owner, &target, &mut spec, &adjusted.adjust)?;
@@ -257,20 +260,20 @@ fn filter(
 pub(crate) async fn created_container(daemon: &Arc<Daemon>, container: &Arc<Container>) {
     let Some(plugins) = daemon.nri.active() else { return };
     let (pod, created) = messages(container).await;
-    log(plugins.created_container(pod, created).await);
+    log(Box::pin(plugins.created_container(pod, created)).await);
 }
 
 pub(crate) async fn start_container(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
     let Some(plugins) = daemon.nri.active() else { return Ok(()) };
     let (pod, starting) = messages(container).await;
-    plugins.start_container(pod, starting).await.doing("ask the plugins about the start")
+    Box::pin(plugins.start_container(pod, starting)).await.doing("ask the plugins about the start")
 }
 
 /// The container runs.
 pub(crate) async fn started_container(daemon: &Arc<Daemon>, container: &Arc<Container>) {
     let Some(plugins) = daemon.nri.active() else { return };
     let (pod, started) = messages(container).await;
-    log(plugins.started_container(pod, started).await);
+    log(Box::pin(plugins.started_container(pod, started)).await);
 }
 
 /// Gives the limits as the plugins adjusted them.
@@ -281,7 +284,7 @@ pub(crate) async fn update_container(
 ) -> Result<Resources> {
     let Some(plugins) = daemon.nri.active() else { return Ok(requested) };
     let (pod, target) = messages(container).await;
-    let asked = plugins.update_container(pod, target, resources::to_nri(&requested)).await;
+    let asked = Box::pin(plugins.update_container(pod, target, resources::to_nri(&requested))).await;
     let mut updated = asked.doing("ask the plugins about the limits")?;
     let limits = updated.resources.take().unwrap_or_default();
     let limits = resources::from_nri(&limits, daemon.host.cgroup).map_err(impossible)?;
@@ -293,19 +296,19 @@ pub(crate) async fn update_container(
 pub(crate) async fn updated_container(daemon: &Arc<Daemon>, container: &Arc<Container>) {
     let Some(plugins) = daemon.nri.active() else { return };
     let (pod, updated) = messages(container).await;
-    log(plugins.updated_container(pod, updated).await);
+    log(Box::pin(plugins.updated_container(pod, updated)).await);
 }
 
 pub(crate) async fn stop_container(daemon: &Arc<Daemon>, container: &Arc<Container>) {
     let Some(plugins) = daemon.nri.active() else { return };
     let (pod, stopped) = messages(container).await;
-    change_others(daemon, plugins.stop_container(pod, stopped).await);
+    change_others(daemon, Box::pin(plugins.stop_container(pod, stopped)).await);
 }
 
 pub(crate) async fn remove_container(daemon: &Arc<Daemon>, container: &Arc<Container>) {
     let Some(plugins) = daemon.nri.active() else { return };
     let (pod, removed) = messages(container).await;
-    log(plugins.remove_container(pod, removed).await);
+    log(Box::pin(plugins.remove_container(pod, removed)).await);
 }
 
 /// What plugins want of other containers, in a task of its own: the caller holds the exclusion of its own container, and two

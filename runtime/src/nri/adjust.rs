@@ -104,7 +104,6 @@ fn mounts(spec: &mut oci::Spec, changes: &[Mount]) -> Result<(), Problem> {
     Ok(())
 }
 
-#[expect(deprecated, reason = "prestart hooks are part of both protocols")]
 fn add_hooks(spec: &mut oci::Spec, more: &Hooks) -> Result<(), Problem> {
     let mut hooks = spec.hooks().clone().unwrap_or_default();
     let list = |known: &Option<Vec<oci::Hook>>, more: &[Hook]| -> Result<Option<Vec<oci::Hook>>, Problem> {

@@ -140,7 +140,6 @@ fn mount(mount: &oci::Mount) -> Mount {
     }
 }
 
-#[expect(deprecated, reason = "prestart hooks are part of both protocols")]
 fn hooks(hooks: &oci::Hooks) -> Hooks {
     let list = |hooks: &Option<Vec<oci::Hook>>| hooks.iter().flatten().map(hook).collect();
     Hooks {
