@@ -1,6 +1,6 @@
 //! What a container is between its creation and its start.
 
-#![allow(clippy::panic, reason = "helpers of tests")]
+#![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 
 mod pod;
 
@@ -54,5 +54,29 @@ fn a_user_may_open_its_standard_streams_anew() {
         let mut log = setup.log();
         log.sort();
         assert_eq!(log, ["stderr F wrong", "stdout F again"]);
+    });
+}
+
+/// What stands in for `/dev` may be the host's: nothing is made in it but mount points of what is mounted below.
+#[test]
+fn a_mount_on_dev_gets_no_nodes() {
+    as_root(|| {
+        let mut pod = Pod::new();
+        let script = "ls /dev; echo into >/dev/note; cat /dev/message; ls -l /proc/self/fd/0 | grep -c null";
+        let mut setup = pod.container(&["sh", "-c", script]);
+        let (dev, message) = (setup.dir.join("other-dev"), setup.dir.join("message"));
+        std::fs::create_dir(&dev).unwrap();
+        std::fs::write(dev.join("known"), "").unwrap();
+        std::fs::write(&message, "hello\n").unwrap();
+        let mounts = setup.spec["mounts"].as_array_mut().unwrap();
+        mounts.retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
+        let bind = |source: &std::path::Path, destination: &str| serde_json::json!({"source": source, "destination": destination, "type": "bind", "options": ["rbind", "rprivate"]});
+        mounts.extend([bind(&dev, "/dev"), bind(&message, "/dev/message")]);
+        pod.run(&setup);
+        assert_eq!(pod.daemon.exit(&setup.id).code, 0);
+        assert_eq!(setup.output(), "known\nmessage\nhello\n1\n");
+        let mut names: Vec<_> = std::fs::read_dir(&dev).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["known", "message", "note"]);
     });
 }

@@ -127,13 +127,6 @@ pub fn anonymous_volumes(volumes: &[String], mounts: &[MountRequest]) -> Result<
     Ok(wanted)
 }
 
-/// Whether a mount stands in for the whole of `/dev`: a handler must then make no node and no link in it, for what it makes
-/// would appear in the mount's source.
-#[must_use]
-pub fn replace_dev(mounts: &[BindMount]) -> bool {
-    mounts.iter().any(|mount| clean(&mount.destination).is_ok_and(|destination| destination == "/dev"))
-}
-
 /// All mounts, parents before what lies below them.
 pub(crate) fn list(input: &ContainerInput) -> Result<Vec<Mount>, SpecError> {
     let devices = input.sandbox.user.as_ref().map(|_| crate::devices::as_mounts(&input.devices));

@@ -20,6 +20,7 @@ mod handlers;
 mod image;
 mod layers;
 mod metrics;
+mod mounts;
 mod network;
 mod nri;
 mod pod;
@@ -64,6 +65,7 @@ fn all() -> Vec<(&'static str, &'static Test)> {
         ("pod", pod::TESTS),
         ("container", container::TESTS),
         ("exec", exec::TESTS),
+        ("mounts", mounts::TESTS),
         ("network", network::TESTS),
         ("stats", stats::TESTS),
         ("metrics", metrics::TESTS),

@@ -15,6 +15,7 @@ use crate::registry::Registry;
 tests![
     a_container_is_root_of_its_ids_alone,
     volumes_have_the_same_owners_on_both_sides,
+    a_source_that_is_read_only_stays_so,
     what_cannot_be_mapped_is_an_error_by_its_path,
     containers_of_the_pod_share_what_it_owns,
     on_the_network_of_the_host,
@@ -166,6 +167,25 @@ fn volumes_have_the_same_owners_on_both_sides(node: &mut Node, _: &mut Registry)
     same("made inside", &owner(&data.join("new"))?, &(5, 6))?;
     same("untouched", &owner(&data.join("users"))?, &(1000, 1001))?;
     same("untouched", &owner(&data)?, &(0, 0))
+}
+
+/// What is read-only on the node stays so, whoever asks for it.
+fn a_source_that_is_read_only_stays_so(node: &mut Node, _: &mut Registry) -> Result<()> {
+    let data = volume(node, "sealed")?;
+    let path = data.display().to_string();
+    for arguments in [["--bind", path.as_str(), path.as_str()], ["-o", "remount,bind,ro", path.as_str()]] {
+        let status = std::process::Command::new("mount").args(arguments).status()?;
+        ensure!(status.success(), "mount {arguments:?}");
+    }
+    let seen = (|| {
+        let pod = node.run(pod(node, "sealed"))?;
+        let mut config = container(node, "c", "(echo x >/data/x) 2>/dev/null || echo refused");
+        config.mounts = vec![mount(&data, "/data")];
+        node.printed(&pod, &config)
+    })();
+    let status = std::process::Command::new("umount").arg(&data).status()?;
+    ensure!(status.success(), "umount {path}");
+    same("seen", &seen?.as_str(), &"refused")
 }
 
 fn what_cannot_be_mapped_is_an_error_by_its_path(node: &mut Node, _: &mut Registry) -> Result<()> {

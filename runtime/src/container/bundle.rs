@@ -19,7 +19,6 @@ use oci_spec::runtime::{LinuxSeccomp, Spec};
 
 use super::{Container, Made, User, views};
 use crate::cgroups;
-use crate::config::Handler;
 use crate::daemon::Daemon;
 use crate::error::{Doing as _, Error, Result};
 use crate::pod::{self, Pod, Process};
@@ -57,7 +56,6 @@ pub(crate) fn make(
     let mut mounts = crisp_spec::mounts::resolve(&config.mounts, crisp_spec::mounts::MissingSource::Create)
         .doing("find the mounts")?;
     mounts.extend(anonymous_volumes(container, &root, &config, &content, owner)?);
-    refuse_dev(daemon, container, &mounts)?;
     let seccomp = seccomp(daemon, container, &config)?;
     crate::lsm::relabel(container, &labels, &mounts)?;
     let made = Made {
@@ -87,17 +85,6 @@ pub(crate) fn make(
     }
     daemon.cdi.inject(&container.record().config, &mut spec)?;
     Ok((spec, made))
-}
-
-/// libcontainer would make its device nodes in what is mounted on `/dev`, even when that is the host's.
-fn refuse_dev(daemon: &Daemon, container: &Container, mounts: &[BindMount]) -> Result<()> {
-    let builtin = matches!(daemon.handler(&container.pod.record().handler)?, Handler::Builtin);
-    match builtin && crisp_spec::mounts::replace_dev(mounts) {
-        true => Err(Error::Unimplemented(
-            "a mount on /dev with this handler; choose runc or crun by a RuntimeClass: it",
-        )),
-        false => Ok(()),
-    }
 }
 
 /// The mounted root filesystem, with the ids of the pod's user namespace if it has one, and the label of its files where there are labels.

@@ -34,7 +34,8 @@ const PASSAGE_MODE: u32 = 0o711;
 const ROOTFS: &str = "rootfs";
 const PID: &str = "pid";
 
-/// Mount options by which a restriction is set or lifted, each also with an `r` for all mounts below.
+/// Mount options by which a restriction is set or lifted, each also with an `r` for all mounts below. `rw`, which every mount says
+/// that does not say otherwise, lifts nothing: a source that is read-only on this machine stays so.
 const RESTRICTIONS: [(&str, &str, Attributes); 4] = [
     ("ro", "rw", Attributes::READ_ONLY),
     ("nosuid", "suid", Attributes::NO_SUID),
@@ -78,13 +79,21 @@ pub(crate) fn apply(daemon: &Daemon, container: &Container, spec: &mut Spec) -> 
     let program = matches!(daemon.handler(&container.pod.record().handler)?, Handler::Oci(_));
     let dir = container.dir.views();
     let mut mounts = spec.mounts().clone().unwrap_or_default();
+    let dev = Path::new("/dev");
+    // The built-in handler attaches these itself, and no more than that (`shim/src/launch/covers.rs`).
+    let said = if program && pod.is_none() { Options::SaidAgain } else { Options::InTheView };
+    let covered = !program && mounts.iter().any(|mount| is_bind(mount) && mount.destination() == dev);
     for (number, mount) in mounts.iter_mut().enumerate().filter(|(_, mount)| is_bind(mount)) {
         let recursive =
             options(mount).any(|option| restriction(option).is_some_and(|r| r.reach == Reach::Recursive));
-        if pod.is_some() || mount.uid_mappings().is_some() || (program && recursive) {
+        if pod.is_some()
+            || mount.uid_mappings().is_some()
+            || (program && recursive)
+            || (covered && mount.destination().starts_with(dev))
+        {
             make_dir(dir)?;
             let ids = ids_of(daemon, mount, pod.as_ref())?;
-            place(mount, ids.as_ref().map(|ids| ids.as_fd()), &dir.join(number.to_string()))?;
+            place(mount, ids.as_ref().map(|ids| ids.as_fd()), &dir.join(number.to_string()), said)?;
         }
     }
     spec.set_mounts(Some(mounts));
@@ -209,11 +218,11 @@ fn ranges(mappings: &[LinuxIdMapping]) -> Vec<IdRange> {
     mappings.iter().map(range).collect()
 }
 
-/// Makes the view and the mount a plain bind of it.
-fn place(mount: &mut Mount, userns: Option<BorrowedFd<'_>>, view: &Path) -> Result<()> {
+/// Makes the view and the mount a bind of it, without further options unless they are to be said again.
+fn place(mount: &mut Mount, userns: Option<BorrowedFd<'_>>, view: &Path, said: Options) -> Result<()> {
     let source = mount.source().clone().unwrap_or_default();
     let reach = if options(mount).any(|option| option == "rbind") { Reach::Recursive } else { Reach::Single };
-    let restrictions: Vec<Restriction> = options(mount).filter_map(restriction).collect();
+    let restrictions: Vec<Restriction<'_>> = options(mount).filter_map(restriction).collect();
     attach(&source, reach, view, |tree| {
         if let Some(userns) = userns {
             idmap::map_ids(tree, userns, reach, &source)?;
@@ -222,7 +231,12 @@ fn place(mount: &mut Mount, userns: Option<BorrowedFd<'_>>, view: &Path) -> Resu
             .iter()
             .try_for_each(|restriction| idmap::change(tree, restriction.reach, restriction.change))
     })?;
-    let rest = options(mount).filter(|option| restriction(option).is_none()).map(str::to_owned).collect();
+    let rest = options(mount).filter_map(|option| match (restriction(option), said) {
+        (None, _) => Some(option),
+        (Some(_), Options::InTheView) => None,
+        (Some(restriction), Options::SaidAgain) => Some(restriction.of_one_mount),
+    });
+    let rest = rest.map(str::to_owned).collect();
     mount.set_options(Some(rest)).set_source(Some(view.to_owned()));
     mount.set_uid_mappings(None).set_gid_mappings(None);
     Ok(())
@@ -245,25 +259,40 @@ fn attach(
     mount::attach(tree.as_fd(), view).doing("attach a container's mount")
 }
 
+/// What becomes of the restrictions that a view has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Options {
+    /// The handler does not hear of them. In a user namespace it could not change them.
+    InTheView,
+    /// It is told those of the mount itself: crun sets a mount's attributes to what it was told, and to nothing more.
+    SaidAgain,
+}
+
 /// What an option says about the mount itself.
-struct Restriction {
+struct Restriction<'a> {
     reach: Reach,
+    /// The same for the mount alone.
+    of_one_mount: &'a str,
     change: Change,
 }
 
-fn restriction(option: &str) -> Option<Restriction> {
+fn restriction(option: &str) -> Option<Restriction<'_>> {
     let find = |name: &str| {
         let (set_by, _, attribute) =
             RESTRICTIONS.iter().find(|(set, clear, _)| *set == name || *clear == name)?;
-        let (set, clear) =
-            if *set_by == name { (*attribute, Attributes::NONE) } else { (Attributes::NONE, *attribute) };
+        let (set, clear) = match name {
+            "rw" => (Attributes::NONE, Attributes::NONE),
+            name if name == *set_by => (*attribute, Attributes::NONE),
+            _ => (Attributes::NONE, *attribute),
+        };
         Some(Change { set, clear })
     };
     if let Some(change) = find(option) {
-        return Some(Restriction { reach: Reach::Single, change });
+        return Some(Restriction { reach: Reach::Single, of_one_mount: option, change });
     }
-    let change = find(option.strip_prefix('r')?)?;
-    Some(Restriction { reach: Reach::Recursive, change })
+    let of_one_mount = option.strip_prefix('r')?;
+    let change = find(of_one_mount)?;
+    Some(Restriction { reach: Reach::Recursive, of_one_mount, change })
 }
 
 #[cfg(test)]
@@ -275,7 +304,7 @@ mod tests {
         let reach = |option| restriction(option).map(|r| (r.reach, r.change.set, r.change.clear));
         let (none, ro) = (Attributes::NONE, Attributes::READ_ONLY);
         assert_eq!(reach("ro"), Some((Reach::Single, ro, none)));
-        assert_eq!(reach("rw"), Some((Reach::Single, none, ro)));
+        assert_eq!(reach("rw"), Some((Reach::Single, none, none)));
         assert_eq!(reach("rro"), Some((Reach::Recursive, ro, none)));
         assert_eq!(reach("rexec"), Some((Reach::Recursive, none, Attributes::NO_EXEC)));
         for other in ["rbind", "rprivate", "relatime", "", "r"] {

@@ -13,6 +13,7 @@ use libcontainer::workload::{
 use oci_spec::runtime::{PosixRlimit, Spec};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
+use super::covers::Cover;
 use super::init::CODE_NOT_STARTED;
 use super::spec::Plan;
 use crate::control;
@@ -27,6 +28,7 @@ struct Work {
     control: OwnedFd,
     cwd: PathBuf,
     rlimits: Vec<PosixRlimit>,
+    covers: Rc<Vec<Cover>>,
     propagation: Vec<(PathBuf, MountPropagationFlags)>,
     seal_read_only: Option<PathBuf>,
     confinement: Confinement,
@@ -39,6 +41,7 @@ impl Executor {
             control: control.try_clone_to_owned().step(|| "duplicate the control socket")?,
             cwd: plan.process.cwd().clone(),
             rlimits: plan.process.rlimits().clone().unwrap_or_default(),
+            covers: Rc::clone(&plan.covers),
             propagation: plan.propagation.clone(),
             seal_read_only: plan.seal_read_only.clone(),
             confinement: Confinement::new(&plan.process, plan.filter.clone()),
@@ -92,6 +95,7 @@ impl Work {
 
     fn finish(&self) -> Result<()> {
         process::raise_permitted()?;
+        self.covers.iter().try_for_each(Cover::attach)?;
         for (target, propagation) in &self.propagation {
             rustix::mount::mount_change(target, *propagation)
                 .step(|| format!("set the propagation of {}", target.display()))?;

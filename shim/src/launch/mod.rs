@@ -4,6 +4,7 @@
 //! It makes init as the *shim's* child (`CLONE_PARENT`), so the shim learns the exit code and nothing of libcontainer stays in
 //! memory. Init prepares the container with libcontainer's `container_init_process` and waits for the word to start.
 
+mod covers;
 mod executor;
 mod init;
 mod spec;

@@ -11,6 +11,7 @@ use libcontainer::container::{Container, ContainerStatus};
 use oci_spec::runtime::{Hooks, LinuxNamespaceType, Mount, MountBuilder, Process, Spec};
 use rustix::mount::MountPropagationFlags;
 
+use super::covers::{self, Cover};
 use crate::error::{Error, Result, Step as _, chain};
 use crate::process::{Filter, Label};
 use crate::userns::{self, Entry};
@@ -50,6 +51,8 @@ pub(super) struct Plan {
     pub(super) entry: Option<Entry>,
     /// The container's user as the host knows it.
     pub(super) host_user: Option<u32>,
+    /// Attached after everything is mounted.
+    pub(super) covers: Rc<Vec<Cover>>,
     /// Mount points inside the container that get a propagation type after everything is mounted.
     pub(super) propagation: Vec<(PathBuf, MountPropagationFlags)>,
     /// To be made read-only after everything is mounted.
@@ -78,6 +81,11 @@ impl Plan {
         let host_user = userns::host_user(&spec, process.user().uid());
         label_fresh_mounts(&mut spec);
         let entry = take_joined(&mut spec)?;
+        let covers = covers::take(&mut spec)?;
+        if entry.is_some() && !covers.is_empty() {
+            // A mount that is handed in from outside would not be locked there.
+            return Err(Error::Unsupported("a mount on /dev in a user namespace".into()));
+        }
         strip(&mut spec);
         Ok(Self {
             spec: Rc::new(spec),
@@ -88,6 +96,7 @@ impl Plan {
             cgroup,
             entry,
             host_user,
+            covers: Rc::new(covers),
             propagation,
             seal_read_only,
             id: order.container_id,
@@ -228,6 +237,10 @@ fn tmpfs(destination: &Path) -> Result<Mount> {
 
 fn read_only_bind(source: &Path, destination: &Path) -> Result<Mount> {
     mount(source.into(), "bind", destination, &["bind", "ro", "nosuid", "nodev", "noexec"])
+}
+
+pub(super) fn special(typ: &str, destination: &Path, options: &[&str]) -> Result<Mount> {
+    mount(typ.into(), typ, destination, options)
 }
 
 fn mount(source: PathBuf, typ: &str, destination: &Path, options: &[&str]) -> Result<Mount> {
