@@ -15,7 +15,7 @@ use crisp_proto::cri::{
 };
 use crisp_spec::Terminal;
 use crisp_streaming::{
-    Backend, Config, End, Ends, Exit, Failure, Process, Server, Size, StreamingError, Tls,
+    Backend, Config, End, Ends, Exit, Failure, InputEnd, Process, Server, Size, StreamingError, Tls,
 };
 use futures_util::future::BoxFuture;
 use oci_spec::runtime::{Box as ConsoleSize, BoxBuilder};
@@ -186,7 +186,9 @@ impl Sessions {
             stderr: request.ends.has(End::Stderr),
         };
         let session = container.pod.supervisor()?.attach(attach).await.doing("attach to the container")?;
-        Ok(attached_process(session))
+        let config = &container.record().config;
+        let input_end = if config.stdin_once && !config.tty { InputEnd::Closes } else { InputEnd::Detaches };
+        Ok(attached_process(session, input_end))
     }
 }
 
@@ -247,10 +249,11 @@ fn exec_process(session: ExecSession) -> Process {
                 terminal.resize(size.columns, size.rows);
             }
         }),
+        input_end: InputEnd::Closes,
     }
 }
 
-fn attached_process(session: AttachSession) -> Process {
+fn attached_process(session: AttachSession, input_end: InputEnd) -> Process {
     let AttachSession { stdin, stdout, stderr, mut attachment } = session;
     let resizer = attachment.resizer();
     Process {
@@ -267,6 +270,7 @@ fn attached_process(session: AttachSession) -> Process {
             }
         }),
         resize: Box::new(move |size| resizer.resize(size.columns, size.rows)),
+        input_end,
     }
 }
 

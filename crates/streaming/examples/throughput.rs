@@ -23,8 +23,8 @@ use crisp_streaming::spdy::frame::{self as spdy, Fin};
 use crisp_streaming::spdy::headers::{HeaderWriter, Headers};
 use crisp_streaming::ws::frame::{self as ws, Operation};
 use crisp_streaming::{
-    AttachRequest, Backend, Config, End, Ends, ExecRequest, Exit, Failure, PortForwardRequest, Process,
-    Server, Size,
+    AttachRequest, Backend, Config, End, Ends, ExecRequest, Exit, Failure, InputEnd, PortForwardRequest,
+    Process, Server, Size,
 };
 use futures_util::future::BoxFuture;
 
@@ -52,6 +52,7 @@ impl Source {
             stderr: None,
             exit: Box::pin(std::future::pending::<Exit>()),
             resize: Box::new(|_| ()),
+            input_end: InputEnd::Closes,
         }
     }
 }

@@ -96,6 +96,17 @@ pub struct Process {
     pub exit: BoxFuture<'static, Exit>,
     /// Sets the terminal's size.
     pub resize: Resize,
+    /// What the end of the client's input means beyond the closing of `stdin`.
+    pub input_end: InputEnd,
+}
+
+/// What the end of a client's input means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InputEnd {
+    /// That the process gets no more; its output goes on.
+    Closes,
+    /// That the client is done with a process that others may go on with.
+    Detaches,
 }
 
 /// Sets a terminal's size. Must not block.

@@ -3,12 +3,13 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use crate::backend::{AttachRequest, Backend, End, Ends, ExecRequest, Exit, Failure, Process};
+use crate::backend::{AttachRequest, Backend, End, Ends, ExecRequest, Exit, Failure, InputEnd, Process};
 use crate::fd::Fd;
-use crate::inlet::Inlet;
+use crate::inlet::{Drained, Inlet};
 use crate::link::Link;
 use crate::output::{self, Framing};
 use crate::resize::Sizes;
@@ -21,6 +22,9 @@ use crate::ws::session::{self as ws, Channels, HalfClose};
 
 /// Streams of one connection; five have a use.
 const STREAMS_MAX: usize = 16;
+
+/// What the last input brings about is still told to a client whose input's end detaches it.
+const DETACH_DELAY: Duration = Duration::from_secs(1);
 
 /// Channels over WebSocket.
 const STDIN: u8 = 0;
@@ -182,7 +186,7 @@ impl Session<'_> {
 
 /// Copies until the process has ended and its output is told.
 async fn run(process: Process, ids: Ids, client: &Client, link: &Link) -> io::Result<Exit> {
-    let Process { stdin, stdout, stderr, exit, resize } = process;
+    let Process { stdin, stdout, stderr, exit, resize, input_end } = process;
     match stdin.filter(|_| client.wants(End::Stdin)) {
         Some(stdin) => client.stdin.open(Arc::new(Fd::new(stdin)?)),
         None => client.stdin.close(),
@@ -200,11 +204,18 @@ async fn run(process: Process, ids: Ids, client: &Client, link: &Link) -> io::Re
             copy(stderr, ids.stderr, link, left_open.clone()),
         )
     };
-    let inputs = async { tokio::join!(client.stdin.drain(), client.sizes.apply(&resize)) };
+    let detach = async {
+        if client.stdin.drain().await == Drained::Everything && input_end == InputEnd::Detaches {
+            tokio::time::sleep(DETACH_DELAY).await;
+        } else {
+            std::future::pending().await
+        }
+    };
     tokio::select! {
         told = outputs => told.map(|(exit, (), ())| exit),
+        () = detach => Ok(Exit::Detached),
         // Sizes may come as long as there is a client.
-        _ = inputs => Err(io::ErrorKind::BrokenPipe.into()),
+        () = client.sizes.apply(&resize) => Err(io::ErrorKind::BrokenPipe.into()),
     }
 }
 

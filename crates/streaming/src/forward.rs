@@ -179,7 +179,7 @@ impl Pair {
             told = &mut told => match told {
                 Ok(()) => {
                     self.touch();
-                    tokio::select! { () = heard => {}, () = self.silence(CLIENT_SILENCE_MAX) => {} }
+                    tokio::select! { _ = heard => {}, () = self.silence(CLIENT_SILENCE_MAX) => {} }
                     true
                 }
                 Err(error) => {
@@ -187,7 +187,7 @@ impl Pair {
                     false
                 }
             },
-            () = &mut heard => {
+            _ = &mut heard => {
                 self.touch();
                 tokio::select! { told = told => told.is_ok(), () = self.silence(POD_SILENCE_MAX) => false }
             }

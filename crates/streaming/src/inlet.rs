@@ -57,10 +57,19 @@ enum Side {
     Ended,
 }
 
+/// Why nothing more is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Drained {
+    /// The client said everything, and the target has it.
+    Everything,
+    /// There is no target, or it took no more.
+    Refused,
+}
+
 enum Step {
     Write(Arc<Fd>, Vec<u8>),
     Wait,
-    Done,
+    Done(Drained),
 }
 
 impl Inlet {
@@ -99,12 +108,15 @@ impl Inlet {
     }
 
     /// Writes what waits, until the client has said everything or the target takes no more.
-    pub(crate) async fn drain(&self) {
+    pub(crate) async fn drain(&self) -> Drained {
         let mut spare = Vec::new();
         loop {
             let step = self.lock().step(&mut spare);
             match step {
-                Step::Done => return self.room.notify_one(),
+                Step::Done(drained) => {
+                    self.room.notify_one();
+                    return drained;
+                }
                 Step::Wait => self.work.notified().await,
                 Step::Write(target, bytes) => {
                     self.room.notify_one();
@@ -150,7 +162,7 @@ impl State {
     /// What the drain does next; `spare` is an empty buffer's memory, kept while bytes keep waiting.
     fn step(&mut self, spare: &mut Vec<u8>) -> Step {
         match &self.target {
-            Target::Closed => Step::Done,
+            Target::Closed => Step::Done(Drained::Refused),
             Target::Awaited => Step::Wait,
             Target::Open(target) if !self.waiting.is_empty() => {
                 spare.clear();
@@ -160,7 +172,7 @@ impl State {
             Target::Open(target) if self.input == Side::Ended => {
                 target.end_writing();
                 self.target = Target::Closed;
-                Step::Done
+                Step::Done(Drained::Everything)
             }
             Target::Open(_) => {
                 *spare = Vec::new();

@@ -38,7 +38,8 @@ mod token;
 pub mod ws;
 
 pub use backend::{
-    AttachRequest, Backend, End, Ends, ExecRequest, Exit, Failure, PortForwardRequest, Process, Resize, Size,
+    AttachRequest, Backend, End, Ends, ExecRequest, Exit, Failure, InputEnd, PortForwardRequest, Process,
+    Resize, Size,
 };
 pub use config::{Config, Tls};
 pub use error::StreamingError;

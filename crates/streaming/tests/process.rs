@@ -266,6 +266,19 @@ async fn attach_is_a_session_too_and_get_is_as_good_as_post() {
 }
 
 #[tokio::test]
+async fn the_end_of_its_input_detaches_a_client() {
+    let (server, processes) = server(Config::default()).await;
+    let request = AttachRequest { container: "c".to_owned(), ends: ends("io"), tty: false };
+    let mut client = WebSocket::connect(&server.attach_url(request).unwrap(), "v5.channel.k8s.io").await;
+    client.binary(0, b"last words").await;
+    client.binary(255, &[0]).await;
+    let channels = client.all().await;
+    assert_eq!(channels[1], b"last words");
+    assert_eq!(json(&channels[3]), success());
+    soon(processes.settled()).await;
+}
+
+#[tokio::test]
 async fn a_child_left_behind_does_not_hold_the_session() {
     let (server, _) = server(Config::default()).await;
     let url = server.exec_url(exec(&["sh", "-c", "sleep 100 & echo $!"], "o")).unwrap();

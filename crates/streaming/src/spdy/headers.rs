@@ -100,6 +100,10 @@ const DICTIONARY_TAIL: &str = concat!(
 /// zlib's header for a window of 32 KiB and a preset dictionary, then the dictionary's Adler-32.
 const ZLIB_HEADER: [u8; 6] = [0x78, 0xbb, 0xe3, 0xc6, 0xa7, 0xc2];
 
+/// An empty stored block, as zlib's sync flush ends with: Go's reader hands out what it has when it sees one, and else fails at the end
+/// of the bytes it was given.
+const FLUSH: [u8; 5] = [0, 0, 0, 0xff, 0xff];
+
 /// The dictionary that both ends prime zlib with.
 pub static DICTIONARY: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut dictionary = Vec::with_capacity(1423);
@@ -229,7 +233,7 @@ impl HeaderWriter {
             plain.extend(length(text.len()));
             plain.extend(text.as_bytes());
         }
-        let mut block = Vec::with_capacity(ZLIB_HEADER.len() + plain.len() + 5);
+        let mut block = Vec::with_capacity(ZLIB_HEADER.len() + plain.len() + 2 * FLUSH.len());
         if !std::mem::replace(&mut self.begun, true) {
             block.extend(ZLIB_HEADER);
         }
@@ -240,6 +244,7 @@ impl HeaderWriter {
             block.extend((!size).to_le_bytes());
             block.extend(part);
         }
+        block.extend(FLUSH);
         block
     }
 }
@@ -270,7 +275,8 @@ mod tests {
 
     fn plain(headers: &Headers) -> Vec<u8> {
         // After zlib's header and one stored block's.
-        HeaderWriter { begun: true }.write(headers)[5..].to_vec()
+        let block = HeaderWriter { begun: true }.write(headers);
+        block[5..block.len() - FLUSH.len()].to_vec()
     }
 
     #[test]
@@ -279,6 +285,15 @@ mod tests {
         for kind in ["error", "stdin", "stdout", "data"] {
             let headers = Headers::from([("streamtype", kind), ("port", "80"), ("requestid", "7")]);
             assert_eq!(reader.read(&client.block(&plain(&headers))).unwrap(), headers);
+        }
+    }
+
+    #[test]
+    fn each_block_is_flushed() {
+        let mut writer = HeaderWriter::default();
+        for begin in [&ZLIB_HEADER[..], &[]] {
+            let want = [begin, &[0, 4, 0, 0xfb, 0xff, 0, 0, 0, 0], &FLUSH].concat();
+            assert_eq!(writer.write(&Headers::default()), want);
         }
     }
 

@@ -13,8 +13,8 @@ use crisp_streaming::spdy::frame::{self as spdy, Fin};
 use crisp_streaming::spdy::headers::{HeaderWriter, Headers};
 use crisp_streaming::ws::frame as ws;
 use crisp_streaming::{
-    AttachRequest, Backend, Config, End, Ends, ExecRequest, Exit, Failure, PortForwardRequest, Process,
-    Server, Size,
+    AttachRequest, Backend, Config, End, Ends, ExecRequest, Exit, Failure, InputEnd, PortForwardRequest,
+    Process, Server, Size,
 };
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -53,7 +53,7 @@ fn non_blocking(fd: impl Into<OwnedFd>) -> Option<OwnedFd> {
 }
 
 impl Processes {
-    fn start(&self, command: &[String], ends: Ends) -> Result<Process, Failure> {
+    fn start(&self, command: &[String], ends: Ends, input_end: InputEnd) -> Result<Process, Failure> {
         let end = |end| if ends.has(end) { Stdio::piped() } else { Stdio::null() };
         let mut child = tokio::process::Command::new(&command[0])
             .args(&command[1..])
@@ -75,6 +75,7 @@ impl Processes {
                 Exit::Code(child.wait().await.unwrap().code().unwrap())
             }),
             resize: Box::new(move |size| sizes.lock().unwrap().push((size.columns, size.rows))),
+            input_end,
         })
     }
 
@@ -88,11 +89,13 @@ impl Processes {
 
 impl Backend for Processes {
     fn exec(&self, request: ExecRequest, _size: Option<Size>) -> BoxFuture<'_, Result<Process, Failure>> {
-        Box::pin(async move { self.start(&request.command, request.ends) })
+        Box::pin(async move { self.start(&request.command, request.ends, InputEnd::Closes) })
     }
 
     fn attach(&self, request: AttachRequest) -> BoxFuture<'_, Result<Process, Failure>> {
-        Box::pin(async move { self.start(&["cat".to_owned()], request.ends) })
+        Box::pin(async move {
+            self.start(&["sh", "-c", "cat; sleep 1000"].map(str::to_owned), request.ends, InputEnd::Detaches)
+        })
     }
 
     fn dial<'a>(&'a self, _pod: &'a str, port: u16) -> BoxFuture<'a, Result<StdTcpStream, Failure>> {
