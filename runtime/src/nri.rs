@@ -68,8 +68,9 @@ impl Nri {
         Self { settings, plugins: OnceLock::new() }
     }
 
-    /// Held from before a pod or container exists until its creation hook has ended and its record says so. A plugin that
-    /// synchronises waits for it, and keeps others from beginning, so that it misses nothing.
+    /// Held from before a pod or container exists until its creation hook has ended and its record says so, and from before its
+    /// removal hook until it is gone. A plugin that synchronises waits for it, and keeps others from beginning, so that it misses
+    /// nothing. Taken before `Container::ops`.
     pub(crate) async fn creation(&self) -> Option<tokio::sync::RwLockReadGuard<'_, ()>> {
         match self.plugins.get() {
             Some(plugins) => Some(plugins.creation().await),

@@ -13,8 +13,9 @@
 //! * **A plugin is bounded.** It has [`Settings::registration_timeout`] to register, configure and synchronise, and
 //!   [`Settings::request_timeout`] for each request. Who is late, dead, or breaks the protocol is disconnected and named in the
 //!   log, and the others go on. A plugin that says no makes the request fail.
-//! * **Nothing is missed.** A creation holds [`Plugins::creation`] shared until its effect shows in [`Runtime::state`]; a plugin that
-//!   synchronises takes it whole. So whatever is created around a registration reaches the plugin once, in the set or as a call.
+//! * **Nothing is missed.** A creation or removal holds [`Plugins::creation`] shared until its effect shows in [`Runtime::state`]; a
+//!   plugin that synchronises takes it whole. So whatever is created around a registration reaches the plugin once, in the set or as a
+//!   call, and what it was told of does not vanish without a word.
 //! * **No plugin, no cost**: each hook reads one atomic.
 //!
 //! Facts: the Go module `github.com/containerd/nri` 0.12.1 (`pkg/api`, `pkg/net/multiplex`, `pkg/adaptation`) and

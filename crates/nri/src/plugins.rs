@@ -44,13 +44,14 @@ pub struct Updated {
 pub struct Plugins {
     pub(crate) settings: Settings,
     pub(crate) runtime: Arc<dyn Runtime>,
-    /// In order of index, then name. Requests hold it shared; a registration takes it whole while the plugin synchronises.
+    /// In order of index, then name. A registration holds it whole while the plugin synchronises, so that no request goes past a
+    /// plugin that knows the state before it; requests only look, and never wait for each other's plugins.
     pub(crate) plugins: RwLock<Vec<Arc<Plugin>>>,
     /// How many there are.
     count: AtomicUsize,
     /// Their names, in order: for a look that waits for no plugin.
     listed: Mutex<Vec<String>>,
-    /// Creations hold it shared; a registration takes it whole, before `plugins`.
+    /// Creations and removals hold it shared; a registration takes it whole, before `plugins`.
     pub(crate) creations: RwLock<()>,
     pub(crate) ending: AtomicBool,
 }
@@ -96,9 +97,13 @@ impl Plugins {
         self.count.store(plugins.len(), Ordering::Release);
     }
 
-    /// Held by a creation until its result shows in [`Runtime::state`].
+    /// Held by a creation until its result shows in [`Runtime::state`], and by a removal from its hook until it no longer shows.
     pub async fn creation(&self) -> RwLockReadGuard<'_, ()> {
         self.creations.read().await
+    }
+
+    async fn all(&self) -> Vec<Arc<Plugin>> {
+        self.plugins.read().await.clone()
     }
 
     /// Adds one. The caller holds the list whole.
@@ -131,7 +136,7 @@ impl Plugins {
         request: &impl Message,
     ) -> Result<(), NriError> {
         let mut first = Ok(());
-        for plugin in self.plugins.read().await.iter() {
+        for plugin in self.all().await {
             let told = plugin.tell(event, request, pod, container).await;
             if first.is_ok() {
                 first = told;
@@ -146,7 +151,7 @@ impl Plugins {
     /// [`NriError::Refused`]: the pod must be undone.
     pub async fn run_pod(&self, pod: PodSandbox) -> Result<(), NriError> {
         let request = RunPodSandboxRequest { pod: Some(pod.clone()) };
-        for plugin in self.plugins.read().await.iter() {
+        for plugin in self.all().await {
             plugin.tell(Event::RunPodSandbox, &request, &pod, None).await?;
         }
         Ok(())
@@ -167,7 +172,7 @@ impl Plugins {
             overhead_linux_resources: overhead,
             linux_resources: resources,
         };
-        for plugin in self.plugins.read().await.iter() {
+        for plugin in self.all().await {
             plugin.ask::<crate::api::Empty>(Event::UpdatePodSandbox, &request).await?;
         }
         Ok(())
@@ -209,10 +214,10 @@ impl Plugins {
         pod: PodSandbox,
         container: Container,
     ) -> Result<Adjusted, NriError> {
-        let plugins = self.plugins.read().await;
+        let plugins = self.all().await;
         let pristine = container.clone();
         let mut creation = Creation::new(pod, container);
-        for plugin in plugins.iter() {
+        for plugin in &plugins {
             let request = CreateContainerRequest {
                 pod: Some(creation.pod.clone()),
                 container: Some(creation.container.clone()),
@@ -243,7 +248,7 @@ impl Plugins {
     /// [`NriError::Refused`]: it must not start.
     pub async fn start_container(&self, pod: PodSandbox, container: Container) -> Result<(), NriError> {
         let request = StartContainerRequest { pod: Some(pod.clone()), container: Some(container.clone()) };
-        for plugin in self.plugins.read().await.iter() {
+        for plugin in self.all().await {
             plugin.tell(Event::StartContainer, &request, &pod, Some(&container)).await?;
         }
         Ok(())
@@ -273,7 +278,7 @@ impl Plugins {
         let mut request =
             UpdateContainerRequest { pod: Some(pod), container: Some(container), linux_resources: None };
         let mut updates = Updates::of_request(&id, resources);
-        for plugin in self.plugins.read().await.iter() {
+        for plugin in self.all().await {
             request.linux_resources = updates.resources_of(&id).cloned();
             let answer: Option<UpdateContainerResponse> =
                 plugin.ask(Event::UpdateContainer, &request).await?;
@@ -297,7 +302,7 @@ impl Plugins {
     pub async fn stop_container(&self, pod: PodSandbox, container: Container) -> Updated {
         let request = StopContainerRequest { pod: Some(pod), container: Some(container) };
         let mut updates = Updates::default();
-        for plugin in self.plugins.read().await.iter() {
+        for plugin in self.all().await {
             let answer = plugin.ask::<StopContainerResponse>(Event::StopContainer, &request).await;
             let applied = answer.and_then(|answer| {
                 let answer = answer.unwrap_or_default();

@@ -1,7 +1,7 @@
 //! How a plugin joins: it registers, is configured, learns what exists, and from then on is asked.
 //!
 //! ```text
-//!  accept or launch ─▶ RegisterPlugin ─▶ Configure ─▶ [no creation, no request under way] Synchronize ─▶ in the list ─▶ until it closes
+//!  accept or launch ─▶ RegisterPlugin ─▶ Configure ─▶ [no creation, no new request] Synchronize ─▶ in the list ─▶ until it closes
 //!                      └── registration_timeout ──┘     └────────── registration_timeout ──────────┘
 //! ```
 
@@ -155,8 +155,8 @@ impl Plugins {
         })
     }
 
-    /// Tells the plugin what exists and puts it into the list, with no creation and no request under way, so that it hears of
-    /// everything once.
+    /// Tells the plugin what exists and puts it into the list, while no creation or removal is under way and no request begins, so that
+    /// it hears of everything once. A request that is under way has recorded what it tells of, or tells of its end later.
     async fn synchronize(&self, plugin: &Arc<Plugin>) -> Result<(), NriError> {
         let patience = self.settings.registration_timeout;
         let busy = |_elapsed| NriError::Join {

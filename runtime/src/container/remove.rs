@@ -29,6 +29,7 @@ pub(crate) async fn remove(daemon: &Arc<Daemon>, container: &Arc<Container>) -> 
 
 async fn steps(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
     stop::stop(daemon, container, Duration::ZERO).await?;
+    let _change = daemon.nri.creation().await;
     let _ops = container.ops.lock().await;
     exit::clean_up(daemon, container).await?;
     crate::nri::remove_container(daemon, container).await;

@@ -114,6 +114,7 @@ async fn remove_steps(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
     let containers = daemon.containers_of(pod);
     let removals = containers.iter().map(|container| container::remove::remove(daemon, container));
     join_all(removals).await.into_iter().collect::<Result<()>>()?;
+    let _change = daemon.nri.creation().await;
     nri::remove_pod(daemon, pod).await;
     // While its status can still be told.
     events::pod(daemon, pod, ContainerEventType::ContainerDeletedEvent);
