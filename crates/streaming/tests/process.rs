@@ -16,7 +16,7 @@ use support::{Message, Said, Spdy, WebSocket, ends, exec, request, server, soon,
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn json(bytes: &[u8]) -> Value {
-    serde_json::from_slice(bytes).unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(bytes)))
+    serde_json::from_slice(bytes).unwrap()
 }
 
 fn success() -> Value {
