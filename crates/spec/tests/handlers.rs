@@ -266,6 +266,20 @@ fn no_new_privileges_and_dropped_capabilities_hold() {
 }
 
 #[test]
+fn a_user_has_the_ambient_capabilities_that_were_asked_for() {
+    for handler in handlers() {
+        let bundle = Bundle::new();
+        let mut input = bundle.input("/bin/busybox cat /proc/self/status");
+        input.config.security.capabilities =
+            CapabilityRequest::parse(&[], &["ALL".into()], &["NET_BIND_SERVICE".into()]).unwrap();
+        let out = bundle.run(handler, input);
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+            assert_eq!(field(&out, set), "0000000000000400", "{handler} {set}");
+        }
+    }
+}
+
+#[test]
 fn mounts_propagate_as_requested() {
     // Each side waits for the other's mount, and for ten seconds at most.
     const WAIT: &str = "until [ -e $file ]; do sleep 0.02; n=$((n+1)); [ $n -lt 500 ] || exit 9; done";

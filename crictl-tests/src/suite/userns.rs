@@ -133,6 +133,8 @@ fn a_container_is_root_of_its_ids_alone(node: &mut Node, _: &mut Registry) -> Re
     let process = pid(node, &id)?;
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     ensure!(status.contains("Uid:\t200000\t200000\t200000\t200000"), "{status}");
+    let views = node.dir().join("state/mounts").join(&id);
+    same("who may pass", &(fs::metadata(&views)?.mode() & 0o7777, owner(&views)?), &(0o710, (0, HOST_ID)))?;
     // It sees nothing of the node's root, and the node's own files are nobody's.
     let outside = fs::read_link(format!("/proc/{process}/ns/user"))?;
     ensure!(outside != fs::read_link("/proc/self/ns/user")?, "a user namespace of its own");

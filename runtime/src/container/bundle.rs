@@ -98,7 +98,7 @@ fn rootfs(
     let dir = &container.dir;
     let userns = user
         .map(|user| {
-            views::make_dir(dir.views())?;
+            views::make_dir(container)?;
             userns::open(&user.path).doing("open the pod's user namespace")
         })
         .transpose()?;

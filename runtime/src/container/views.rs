@@ -4,7 +4,7 @@
 //! the mount options they know. So the daemon makes a detached copy of each source, gives it ids and restrictions, and attaches it:
 //!
 //! ```text
-//! <state>/mounts/<container id>/   reachable for the pod's root, who cannot list it
+//! <state>/mounts/<container id>/   passable for the pod's root alone, who cannot list it
 //!   rootfs   of a pod with a user namespace
 //!   0 1 2 …  one per bind mount
 //!   pid      the PID namespace of another container that is joined
@@ -31,6 +31,8 @@ use crate::pod::Pod;
 
 /// The directories on the way may be passed, not listed: what a handler binds as the pod's root hangs below.
 const PASSAGE_MODE: u32 = 0o711;
+/// Of a container's own directory, whose group is the pod's root.
+const VIEWS_MODE: u32 = 0o710;
 const ROOTFS: &str = "rootfs";
 const PID: &str = "pid";
 
@@ -43,16 +45,18 @@ const RESTRICTIONS: [(&str, &str, Attributes); 4] = [
     ("noexec", "exec", Attributes::NO_EXEC),
 ];
 
-/// Makes the directory of a container's views.
+/// Makes the directory of a container's views, unless it is there. Of other users only the pod's root may pass it.
 ///
 /// # Errors
 /// What the file system says.
-pub(crate) fn make_dir(dir: &Path) -> Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(PASSAGE_MODE)
-        .create(dir)
-        .doing("make the directory of a container's mounts")
+pub(crate) fn make_dir(container: &Container) -> Result<()> {
+    let dir = container.dir.views();
+    match std::fs::DirBuilder::new().mode(VIEWS_MODE).create(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+        made => made.doing("make the directory of a container's mounts")?,
+    }
+    let Some((_, gid)) = container.pod.user_ids().and_then(|ids| ids.root()) else { return Ok(()) };
+    std::os::unix::fs::chown(dir, None, Some(gid)).doing("open a container's mounts for its pod")
 }
 
 /// Makes the state directory and that of the views passable.
@@ -61,7 +65,7 @@ pub(crate) fn make_dir(dir: &Path) -> Result<()> {
 /// What the file system says.
 pub(crate) fn open_passage(state: &Path, views: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
-    make_dir(views)?;
+    crisp_store::ensure_dir(views).doing("make the directory of mounts")?;
     for dir in [state, views] {
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(PASSAGE_MODE))
             .doing("make the state directory passable")?;
@@ -91,7 +95,7 @@ pub(crate) fn apply(daemon: &Daemon, container: &Container, spec: &mut Spec) -> 
             || (program && recursive)
             || (covered && mount.destination().starts_with(dev))
         {
-            make_dir(dir)?;
+            make_dir(container)?;
             let ids = ids_of(daemon, mount, pod.as_ref())?;
             place(mount, ids.as_ref().map(|ids| ids.as_fd()), &dir.join(number.to_string()), said)?;
         }
@@ -100,7 +104,7 @@ pub(crate) fn apply(daemon: &Daemon, container: &Container, spec: &mut Spec) -> 
     if pod.is_some()
         && let Some(root) = spec.root_mut()
     {
-        make_dir(dir)?;
+        make_dir(container)?;
         let view = dir.join(ROOTFS);
         attach(root.path(), Reach::Single, &view, |_| Ok(()))?;
         root.set_path(view);
@@ -113,7 +117,7 @@ pub(crate) fn apply(daemon: &Daemon, container: &Container, spec: &mut Spec) -> 
 /// # Errors
 /// [`Error::Invalid`] when the process has ended.
 pub(crate) fn pin_pid(container: &Container, process: crate::pod::Process) -> Result<PathBuf> {
-    make_dir(container.dir.views())?;
+    make_dir(container)?;
     let path = container.dir.views().join(PID);
     crate::pod::userns::pin_pid(process, &path)?;
     Ok(path)
