@@ -220,6 +220,7 @@ apiVersion: v1
 kind: Pod
 metadata: {name: timed}
 spec:
+  terminationGracePeriodSeconds: 1
   containers:
   - {name: a, image: example.org/busybox:1, command: [sleep, "1000"], resources: {limits: {memory: 64Mi, cpu: 500m}}}
 EOF
