@@ -9,13 +9,12 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use crisp_domain::ExitStatus;
 use crisp_proto::cri::{
     AttachRequest, AttachResponse, ExecRequest, ExecResponse, PortForwardRequest, PortForwardResponse,
 };
 use crisp_spec::Terminal;
 use crisp_streaming::{
-    Backend, Config, End, Ends, Exit, Failure, InputEnd, Process, Server, Size, StreamingError, Tls,
+    Backend, Config, End, Exit, Failure, InputEnd, Process, Server, Size, StreamingError, Tls,
 };
 use futures_util::future::BoxFuture;
 use oci_spec::runtime::{Box as ConsoleSize, BoxBuilder};
@@ -80,10 +79,6 @@ fn refused(doing: &'static str) -> impl Fn(StreamingError) -> Error {
     }
 }
 
-fn ends(stdin: bool, stdout: bool, stderr: bool) -> Ends {
-    Ends::from([(End::Stdin, stdin), (End::Stdout, stdout), (End::Stderr, stderr)])
-}
-
 /// # Errors
 /// [`Error::NotFound`], [`Error::WrongState`] where the container does not run, [`Error::Invalid`]; kind `Exhausted` where too many wait.
 pub(crate) fn exec(daemon: &Arc<Daemon>, request: ExecRequest) -> Result<ExecResponse> {
@@ -92,7 +87,8 @@ pub(crate) fn exec(daemon: &Arc<Daemon>, request: ExecRequest) -> Result<ExecRes
     let request = crisp_streaming::ExecRequest {
         container: container.id.to_string(),
         command: request.cmd,
-        ends: ends(request.stdin, request.stdout, request.stderr),
+        ends: [(End::Stdin, request.stdin), (End::Stdout, request.stdout), (End::Stderr, request.stderr)]
+            .into(),
         tty: request.tty,
     };
     let url = daemon.streams.server()?.exec_url(request).map_err(refused("prepare an exec"))?;
@@ -114,7 +110,8 @@ pub(crate) fn attach(daemon: &Arc<Daemon>, request: AttachRequest) -> Result<Att
     }
     let request = crisp_streaming::AttachRequest {
         container: container.id.to_string(),
-        ends: ends(request.stdin, request.stdout, request.stderr),
+        ends: [(End::Stdin, request.stdin), (End::Stdout, request.stdout), (End::Stderr, request.stderr)]
+            .into(),
         tty: request.tty,
     };
     let url = daemon.streams.server()?.attach_url(request).map_err(refused("prepare an attachment"))?;
@@ -240,7 +237,7 @@ fn exec_process(session: ExecSession) -> Process {
         stderr,
         exit: Box::pin(async move {
             match process.end().await {
-                Ok(exit) => Exit::Code(code(exit.status)),
+                Ok(exit) => Exit::Code(exit.status.code()),
                 Err(error) => Exit::Failed(error.to_string()),
             }
         }),
@@ -272,10 +269,6 @@ fn attached_process(session: AttachSession, input_end: InputEnd) -> Process {
         resize: Box::new(move |size| resizer.resize(size.columns, size.rows)),
         input_end,
     }
-}
-
-fn code(status: ExitStatus) -> i32 {
-    status.code().into()
 }
 
 /// Connects to a port of `localhost` in the pod's network.
