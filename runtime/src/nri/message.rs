@@ -73,7 +73,7 @@ pub(super) fn container(record: &ContainerRecord, spec: &oci::Spec) -> Container
         exit_code: times.exit_code,
         status_reason: times.reason,
         status_message: times.message,
-        cdi_devices: Vec::new(),
+        cdi_devices: record.config.cdi_devices.iter().map(cdi_device).collect(),
         user: Some(User {
             uid: process.user().uid(),
             gid: process.user().gid(),
@@ -183,7 +183,7 @@ fn linux(record: &ContainerRecord, spec: &oci::Spec, process: &oci::Process) -> 
         sysctl: linux.sysctl().clone().unwrap_or_default().into_iter().collect(),
         net_devices: net_devices(&linux),
         scheduler: process.scheduler().as_ref().map(scheduler),
-        rdt: None,
+        rdt: linux.intel_rdt().as_ref().map(rdt),
     }
 }
 
@@ -245,6 +245,21 @@ fn net_devices(linux: &oci::Linux) -> BTreeMap<String, LinuxNetDevice> {
             (host.clone(), LinuxNetDevice { name: device.name().clone().unwrap_or_default() })
         })
         .collect()
+}
+
+/// As requested; those that annotations name are in the annotations.
+fn cdi_device(device: &crisp_proto::cri::CdiDevice) -> api::CdiDevice {
+    api::CdiDevice { name: device.name.clone() }
+}
+
+fn rdt(rdt: &oci::LinuxIntelRdt) -> api::LinuxRdt {
+    let schemata = rdt.schemata().clone();
+    api::LinuxRdt {
+        clos_id: rdt.clos_id().clone().map(|value| api::OptionalString { value }),
+        schemata: schemata.map(|value| api::OptionalRepeatedString { value }),
+        enable_monitoring: rdt.enable_monitoring().map(|value| api::OptionalBool { value }),
+        remove: false,
+    }
 }
 
 /// Which profile was asked for.
