@@ -53,6 +53,11 @@ pub fn run_inside(arguments: &[String]) -> Result<i32> {
         .args(&cgroups)
         .arg("--")
         .args([
+            // A run that is killed takes everything with it.
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "--",
             "unshare",
             "--mount",
             "--net",
