@@ -56,7 +56,7 @@ impl Runtime for OciBinary {
         crate::userns::give_pipes_ahead(Path::new(&order.bundle), None, &stdio)?;
         let state_dir = Path::new(&order.state_dir);
         let (log, pid_file) = (state_dir.join("runtime.log"), state_dir.join("init.pid"));
-        let socket_path = state_dir.join("console.sock");
+        let socket_path = state_dir.join("tty");
         let terminal = order.stdio.as_ref().is_some_and(|stdio| stdio.terminal);
         let console = terminal.then(|| listen(&socket_path)).transpose()?;
         let (pid_text, socket_text) = (pid_file.to_string_lossy(), socket_path.to_string_lossy());
@@ -82,7 +82,7 @@ impl Runtime for OciBinary {
         let file = |suffix: &str| order.state_dir.join(format!("exec-{}.{suffix}", order.exec_id));
         let (log, pid_file, process) = (file("log"), file("pid"), file("json"));
         std::fs::write(&process, order.process_json).step(|| format!("write {}", process.display()))?;
-        let socket_path = file("sock");
+        let socket_path = exec_socket(order.state_dir, order.exec_id);
         let console = order.stdio.is_none().then(|| listen(&socket_path)).transpose()?;
         let text = |path: &PathBuf| path.to_string_lossy().into_owned();
         let (process, pid_text, socket_text) = (text(&process), text(&pid_file), text(&socket_path));
@@ -102,6 +102,14 @@ impl Runtime for OciBinary {
     }
 }
 
+/// Where a runtime sends an exec's terminal. A socket's path has at most 107 bytes, so the name is short: of the id it has what
+/// counts the execs of one daemon; whatever an earlier one left there is replaced.
+fn exec_socket(state_dir: &Path, exec_id: &str) -> PathBuf {
+    const DIGITS_MAX: usize = 4;
+    let count = exec_id.rsplit('-').next().unwrap_or(exec_id);
+    state_dir.join(format!("x{}", &count[count.len().saturating_sub(DIGITS_MAX)..]))
+}
+
 fn listen(path: &Path) -> Result<OwnedFd> {
     let step = || format!("listen at {}", path.display());
     let _not_there = std::fs::remove_file(path);
@@ -114,7 +122,8 @@ fn listen(path: &Path) -> Result<OwnedFd> {
 
 /// Removes the files of an exec.
 pub(crate) fn forget_exec(state_dir: &Path, exec_id: &str) {
-    for suffix in ["log", "pid", "json", "sock"] {
+    for suffix in ["log", "pid", "json"] {
         let _not_there = std::fs::remove_file(state_dir.join(format!("exec-{exec_id}.{suffix}")));
     }
+    let _not_there = std::fs::remove_file(exec_socket(state_dir, exec_id));
 }
