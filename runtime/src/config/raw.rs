@@ -16,6 +16,8 @@ use super::{
 
 /// `sun_path` holds 108 bytes with the terminating zero (unix(7)).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// `<state>/containers/<id of 64 bytes>/x<4 digits>` is the longest socket below it.
+const STATE_PATH_BYTES_MAX: usize = SOCKET_PATH_BYTES_MAX - "/containers/".len() - 64 - "/x0000".len();
 /// `IFNAMSIZ` - 1, see netdevice(7).
 const INTERFACE_NAME_BYTES_MAX: usize = 15;
 /// The smallest MTU that IPv4 asks of a link (RFC 791), and the largest IP packet.
@@ -212,6 +214,12 @@ pub(super) struct Checker<'a> {
 impl Checker<'_> {
     pub(super) fn config(&self, raw: RawConfig, flags: &Overrides) -> Result<Config, ConfigError> {
         let state = self.dir("state", raw.state, flags.state.as_ref(), "/run/crisp")?;
+        if state.as_os_str().len() > STATE_PATH_BYTES_MAX {
+            let state = Said { value: (), origin: self.path.display().to_string(), key: "state".to_owned() };
+            return Err(state.refuse(format!(
+                "its path has at most {STATE_PATH_BYTES_MAX} bytes, since sockets lie deep below it"
+            )));
+        }
         let root = self.dir("root", raw.root, flags.root.as_ref(), "/var/lib/crisp")?;
         let listen = self.said("listen", raw.listen, flags.listen.as_ref(), || state.join("crisp.sock"));
         let listen = check_socket(&listen)?;
