@@ -71,7 +71,7 @@ impl Link {
     pub(crate) async fn send(&self, frames: &[u8]) -> io::Result<()> {
         let mut out = self.out.lock().await;
         self.send_control(&mut out).await?;
-        self.write(&mut out, frames).await
+        self.write(&mut out, frames, Begun::WithTheFirstByte).await
     }
 
     /// Writes `payload` as one message on `stream`, and that nothing follows where `fin` says so.
@@ -130,23 +130,19 @@ impl Link {
     }
 
     async fn send_control(&self, out: &mut Out) -> io::Result<()> {
+        // Without it what follows would stand inside a broken frame.
         let rest = std::mem::take(&mut out.rest);
-        self.write(out, &rest).await?;
+        self.write(out, &rest, Begun::Already).await?;
         let control = std::mem::take(&mut *self.control.lock().unwrap_or_else(PoisonError::into_inner));
-        if control.is_empty() { Ok(()) } else { self.write_surely(out, &control).await }
+        self.write(out, &control, Begun::Already).await
     }
 
-    /// Writes `frames`, of which nothing is lost when the future is dropped after the first byte.
-    async fn write(&self, out: &mut Out, frames: &[u8]) -> io::Result<()> {
+    /// Writes `frames`, of which nothing is lost when the future is dropped once they have begun.
+    async fn write(&self, out: &mut Out, frames: &[u8], begun: Begun) -> io::Result<()> {
         if frames.is_empty() {
             return Ok(());
         }
-        Sending { link: self, out, frames, sent: 0, begun: Begun::WithTheFirstByte }.run().await
-    }
-
-    /// Writes `frames`, of which nothing is lost when the future is dropped.
-    async fn write_surely(&self, out: &mut Out, frames: &[u8]) -> io::Result<()> {
-        Sending { link: self, out, frames, sent: 0, begun: Begun::Already }.run().await
+        Sending { link: self, out, frames, sent: 0, begun }.run().await
     }
 }
 
@@ -194,5 +190,35 @@ impl Drop for Sending<'_> {
             self.out.rest = left.to_vec();
             self.link.work.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+
+    /// What the client's socket holds.
+    const ROOM: usize = 4;
+
+    #[tokio::test]
+    async fn a_frame_whose_writers_are_dropped_one_after_another_is_finished() {
+        let (ours, mut theirs) = tokio::io::duplex(ROOM);
+        let link = Link::new(Box::new(ours), Framing::Spdy);
+        assert!(link.send(b"abcdef").now_or_never().is_none(), "dropped half way");
+        assert!(link.send(b"never begun").now_or_never().is_none(), "dropped while it finishes the first");
+        link.control(b"gh").unwrap();
+        let write = async {
+            link.send(b"ij").await.unwrap();
+            link.finish(b"").await.unwrap();
+        };
+        let read = async {
+            let mut all = String::new();
+            theirs.read_to_string(&mut all).await.unwrap();
+            all
+        };
+        assert_eq!(tokio::join!(write, read).1, "abcdefghij");
     }
 }
