@@ -47,6 +47,16 @@ fn parse_oom_kills(text: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
 }
 
+/// The processes of a container's cgroup.
+pub(crate) fn members(cgroup: &pb::Cgroup) -> Result<Vec<i32>> {
+    let v1 = cgroup.v1_tasks.first().map(Path::new).and_then(Path::parent);
+    let v2 = (!cgroup.v2_dir.is_empty()).then(|| Path::new(&cgroup.v2_dir));
+    let Some(dir) = v2.or(v1) else { return Ok(Vec::new()) };
+    let text = read_bounded(&dir.join("cgroup.procs")).step(|| format!("list {}", dir.display()))?;
+    // 0 stands for a process of another PID namespace.
+    Ok(text.lines().filter_map(|line| line.parse().ok()).filter(|&pid| pid > 0).collect())
+}
+
 /// A sub-cgroup that holds one exec and all that it starts, so that it can be killed whole.
 #[derive(Debug)]
 pub(crate) struct ExecGroup {

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::Read as _;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 
 use crisp_sys::clone::{Child, CloneArgs, SingleThreaded, close_on_exec_from, dup_above, dup_onto};
@@ -38,6 +38,15 @@ pub(crate) struct Order {
     pub(crate) console: Option<OwnedFd>,
 }
 
+/// Where a program runs, and what it gets beyond its stdio.
+#[derive(Debug, Default)]
+pub(crate) struct Surroundings {
+    /// `None` is the shim's own.
+    pub(crate) cgroup: Option<crisp_proto::supervisor::Cgroup>,
+    /// Its descriptors from 3 on.
+    pub(crate) inherited: Vec<OwnedFd>,
+}
+
 /// A running program.
 #[derive(Debug)]
 pub(crate) struct Command {
@@ -57,6 +66,11 @@ pub(crate) struct Outcome {
 
 impl Command {
     pub(crate) fn start(single: SingleThreaded, order: Order) -> Result<Self> {
+        Self::start_in(single, order, &Surroundings::default())
+    }
+
+    /// As [`Self::start`], somewhere else.
+    pub(crate) fn start_in(single: SingleThreaded, order: Order, around: &Surroundings) -> Result<Self> {
         let what = order.args.join(" ");
         let strings = |strings: Vec<String>| -> Result<Vec<CString>> {
             let strings: Result<_, _> = strings.into_iter().map(CString::new).collect();
@@ -73,9 +87,11 @@ impl Command {
             Some(stdio) => stdio,
             None => [null()?, null()?, null()?],
         };
+        let birth = around.cgroup.as_ref().map(crate::cgroup::birth_directory).transpose()?.flatten();
+        let clone = CloneArgs { cgroup: birth.as_ref().map(|dir| dir.as_fd()), ..CloneArgs::default() };
         let child = single
-            .fork(&CloneArgs::default(), || {
-                run(&program, &args, &env, &stdio);
+            .fork(&clone, || {
+                run((&program, &args, &env), &stdio, around);
                 127
             })
             .step(|| format!("start {what}"))?;
@@ -119,11 +135,20 @@ pub(crate) fn null() -> Result<OwnedFd> {
     rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step(|| "open /dev/null")
 }
 
-fn run(program: &CStr, args: &[CString], env: &[CString], stdio: &[OwnedFd; 3]) {
+fn run(
+    (program, args, env): (&CStr, &[CString], &[CString]),
+    stdio: &[OwnedFd; 3],
+    Surroundings { cgroup, inherited }: &Surroundings,
+) {
+    if !cgroup.as_ref().is_none_or(|cgroup| crate::cgroup::join(cgroup).is_ok()) {
+        return;
+    }
+    let fds = stdio.iter().chain(inherited);
     let place = || -> std::io::Result<()> {
-        let moved = stdio.iter().map(|fd| dup_above(fd, FD_FLOOR)).collect::<Result<Vec<_>, _>>()?;
-        (0..).zip(&moved).try_for_each(|(number, fd)| dup_onto(fd, number))?;
-        close_on_exec_from(3)?;
+        let floor = FD_FLOOR.max(i32::try_from(3 + inherited.len()).unwrap_or(i32::MAX));
+        let moved = fds.map(|fd| dup_above(fd, floor)).collect::<Result<Vec<_>, _>>()?;
+        let after = (0..).zip(&moved).try_fold(0, |_, (number, fd)| dup_onto(fd, number).map(|()| number + 1))?;
+        close_on_exec_from(after)?;
         // A group of its own, to be killed whole: it starts programs itself.
         rustix::process::setsid()?;
         crisp_sys::clone::reset_signals()

@@ -12,6 +12,7 @@ use crate::command::Command;
 use crate::error::{Error, Result};
 use crate::oci::OciBinary;
 use crate::process::Filtered;
+use crate::restore::Restored;
 
 /// The container's ends of its descriptors, to be closed in the shim once they were given away.
 #[derive(Debug)]
@@ -53,7 +54,8 @@ pub(crate) trait Runtime {
     /// Begins to make the container up to the point where its init waits.
     fn create(&self, order: &pb::CreateContainer, stdio: ChildStdio) -> Result<Begun>;
 
-    /// Lets init execute its program. `control`: what [`Begun::Launcher`] gave. `None`: the control socket tells when.
+    /// Lets init execute its program. `control`: what [`Begun::Launcher`] gave. `None`: the control socket tells when, or, where there
+    /// is none, it runs by now.
     fn start(&self, order: &pb::CreateContainer, control: Option<&OwnedFd>) -> Result<Option<Command>>;
 
     /// Begins an exec.
@@ -68,6 +70,7 @@ pub(crate) fn of(handler: Option<&pb::Handler>, single: SingleThreaded) -> Resul
     match handler.and_then(|handler| handler.kind.as_ref()) {
         Some(pb::handler::Kind::Builtin(_)) => Ok(Box::new(Builtin::new(single))),
         Some(pb::handler::Kind::OciBinary(binary)) => Ok(Box::new(OciBinary::new(single, binary.clone())?)),
+        Some(pb::handler::Kind::Restore(restore)) => Ok(Box::new(Restored::new(single, restore.clone())?)),
         None => Err(Error::Unsupported("a handler of this kind".into())),
     }
 }

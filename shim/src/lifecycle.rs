@@ -324,8 +324,11 @@ impl Server {
         let command = handler.start(&container.order, container.control.as_ref())?;
         container.phase =
             Phase::Starting { asker: Some(asker), failure: None, patience: Patience::new(START_TIMEOUT) };
-        if let Some(command) = command {
-            self.run_command(command, Purpose::Start(key), START_TIMEOUT);
+        let nobody_tells = container.control.is_none();
+        match command {
+            Some(command) => self.run_command(command, Purpose::Start(key), START_TIMEOUT),
+            None if nobody_tells => self.start_command_ended(key, Ok(Outcome::default())),
+            None => {}
         }
         Ok(())
     }

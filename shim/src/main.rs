@@ -29,6 +29,7 @@ mod oci;
 mod output;
 mod pod_init;
 mod process;
+mod restore;
 mod server;
 mod service;
 mod userns;

@@ -191,7 +191,7 @@ pub struct CreateContainer {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Handler {
-    #[prost(oneof = "handler::Kind", tags = "1, 2")]
+    #[prost(oneof = "handler::Kind", tags = "1, 2, 3")]
     pub kind: ::core::option::Option<handler::Kind>,
 }
 /// Nested message and enum types in `Handler`.
@@ -204,6 +204,9 @@ pub mod handler {
         /// An OCI runtime binary called by its command line.
         #[prost(message, tag = "2")]
         OciBinary(super::OciBinary),
+        /// A program that brings processes back from a checkpoint (criu); all later requests are served as for Builtin.
+        #[prost(message, tag = "3")]
+        Restore(super::Restore),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -221,6 +224,22 @@ pub struct OciBinary {
     /// Arguments put before the sub-command.
     #[prost(string, repeated, tag = "4")]
     pub global_args: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// The program is run in the container's cgroup, as a child of the shim. It makes init as its own sibling, leaves all that it brought back
+/// stopped (SIGSTOP), writes init's pid into `<state_dir>/init.pid`, its log into `<state_dir>/restore.log`, and ends. StartContainer
+/// continues everything in the cgroup. Its descriptors: 0 to 2 are /dev/null, 3 to 5 the container's stdin, stdout and stderr, from 6 on
+/// the files of `inherited`. A container with a terminal is refused.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Restore {
+    /// Absolute path.
+    #[prost(string, tag = "1")]
+    pub program: ::prost::alloc::string::String,
+    /// All arguments behind the program's name.
+    #[prost(string, repeated, tag = "2")]
+    pub args: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Paths of files that are opened for reading and handed over.
+    #[prost(string, repeated, tag = "3")]
+    pub inherited: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Stdio {
