@@ -43,6 +43,8 @@ impl Launcher {
         let socket = pod_dir.join("shim.sock");
         let listener = bind(&socket).map_err(|source| Error::Bind { path: socket.clone(), source })?;
         let pidfd = self.start(pod_dir, &listener, cgroup).await?;
+        // The shim's alone from here on: while somebody else has it, a connection to a shim that died at once waits for its answer.
+        drop(listener);
         let spare =
             pidfd.try_clone().map_err(|source| Error::Spawn { pod_dir: pod_dir.to_owned(), source })?;
         reap(pidfd);
@@ -134,4 +136,22 @@ fn bind(path: &Path) -> std::io::Result<OwnedFd> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_shim_that_dies_at_once_is_noticed_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |path| OwnedFd::from(File::options().read(true).open(path).unwrap());
+        let launcher = Launcher { program: open("/bin/false"), null: open("/dev/null") };
+        let began = Instant::now();
+        let error = launcher.spawn(dir.path(), &CgroupEntry::default()).await.unwrap_err();
+        assert!(matches!(error, Error::Closed | Error::Connect { .. }), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(10));
+    }
 }
