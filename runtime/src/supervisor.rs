@@ -20,8 +20,8 @@ pub(crate) use error::Error;
 pub(crate) use exec::{ExecOutput, ExecSession, ExecStream, ExecSync};
 pub(crate) use launcher::Launcher;
 pub(crate) use wire::{
-    AttachEnd, CgroupEntry, ContainerPhase, ContainerSetup, Event, Exit, HandlerKind, ShimState, Started, Stdio,
-    exit_record,
+    AttachEnd, CgroupEntry, ContainerPhase, ContainerSetup, Event, Exit, HandlerKind, ShimState, Started,
+    Stdio, exit_record,
 };
 
 /// Registers a descriptor that it owns, so the number cannot be closed and given away under the registration.

@@ -94,7 +94,10 @@ impl Resizer {
             return;
         }
         match &self.0 {
-            Target::Container { client, id } => client.connection.send_now(resize_call(id, width, height)),
+            Target::Container { client, id } => {
+                // A shim that does not keep up gets the next size.
+                let _not_taken = client.connection.send_now(resize_call(id, width, height));
+            }
             Target::Master(master) => {
                 let size =
                     rustix::termios::Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };

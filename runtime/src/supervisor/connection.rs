@@ -127,20 +127,38 @@ impl Connection {
         self.waiting().attachments.remove(attach_id);
     }
 
-    /// Sends a request without waiting for anything, if the socket takes it now.
-    pub(super) fn send_now(&self, call: pb::request::Call) {
+    /// Sends a request whose answer nobody needs, if the socket takes it now; what it did not take.
+    pub(super) fn send_now(&self, call: pb::request::Call) -> Option<Vec<u8>> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let request = pb::Request { id, call: Some(call) }.encode_to_vec();
-        if let Err(error) = fdpass::send(self.socket.get_ref(), &request, &[], Wait::Never) {
-            tracing::debug!(%error, "send to the shim without an answer");
-        }
+        let error = fdpass::send(self.socket.get_ref(), &request, &[], Wait::Never).err()?;
+        tracing::debug!(%error, "send to the shim without an answer");
+        (error.kind() == std::io::ErrorKind::WouldBlock).then_some(request)
+    }
+
+    /// Sends a request whose answer nobody needs as soon as the shim takes it, without waiting for that.
+    pub(super) fn send_soon(self: &Arc<Self>, call: pb::request::Call) {
+        let Some(request) = self.send_now(call) else { return };
+        // Without a runtime the daemon ends, and with it the connection.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let connection = Arc::clone(self);
+        runtime.spawn(async move {
+            if let Err(error) = connection.send(&request, &[]).await {
+                tracing::debug!(%error, "send to the shim late");
+            }
+        });
     }
 
     async fn send(&self, data: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
         loop {
             let mut ready = self.socket.writable().await.map_err(Error::Send)?;
             match ready.try_io(|socket| fdpass::send(socket.get_ref(), data, fds, Wait::Never)) {
-                Ok(Err(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+                Ok(Err(error))
+                    if matches!(
+                        error.kind(),
+                        std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset
+                    ) =>
+                {
                     return Err(Error::Closed);
                 }
                 Ok(sent) => return sent.map_err(Error::Send),

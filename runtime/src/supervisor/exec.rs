@@ -125,7 +125,7 @@ impl Drop for ExecProcess {
     fn drop(&mut self) {
         if !self.ended {
             self.client.connection.forget_exec(&self.id);
-            self.client.connection.send_now(Call::Signal(pb::Signal {
+            self.client.connection.send_soon(Call::Signal(pb::Signal {
                 container_id: self.container.to_string(),
                 signal: SIGKILL,
                 exec_id: self.id.clone(),
