@@ -13,7 +13,8 @@
 //! - **Order.** An event holds the pod and all its containers as they were after the change; time and records are taken under one lock,
 //!   the time first. So `created_at` never decreases, and no event is older in content than one before it.
 //! - **An object's events**: created (a client has its id), started, stopped (the status tells the exit), deleted. A pod's stop is told
-//!   once, after those of its containers; its deletion while its status is still known, after those of its containers.
+//!   once: after those of its containers when a client asked for it, at once when the pod lost its shim or its PID 1. Its deletion is
+//!   told while its status is still known, after those of its containers.
 //! - **No event is left out.** A listener that does not keep up is cut off, and nobody waits for it.
 //!
 //! A queue holds the records that the index published, not messages: an event costs a few pointers until its listener takes it, and

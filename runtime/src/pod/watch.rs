@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crisp_proto::cri::ContainerEventType;
+
 use super::Pod;
 use super::state::{PodEvent, PodState};
 use crate::blocking;
@@ -30,7 +32,7 @@ async fn watch(daemon: Arc<Daemon>, pod: Arc<Pod>, mut supervision: Supervision)
             exit::spawn(&daemon, &container.id, seen);
         }
         if init_is_gone(&pod).await {
-            init_died(&pod).await;
+            init_died(&daemon, &pod).await;
         }
         while let Some(event) = supervision.events.recv().await {
             heard(&daemon, &pod, event).await;
@@ -66,7 +68,7 @@ pub(crate) async fn meet(pod: &Pod) -> Option<Supervision> {
 async fn heard(daemon: &Arc<Daemon>, pod: &Arc<Pod>, event: Event) {
     match event {
         Event::ContainerExited { id, exit } => exit::spawn(daemon, &id, Seen::Exit(exit)),
-        Event::PodInitExited => init_died(pod).await,
+        Event::PodInitExited => init_died(daemon, pod).await,
     }
 }
 
@@ -95,14 +97,21 @@ fn start_time_ticks(stat: &[u8]) -> Option<u64> {
 }
 
 /// Without its PID 1 nothing can be started in the pod any more, and what ran in its PID namespace is dead.
-async fn init_died(pod: &Arc<Pod>) {
+async fn init_died(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
+    lost(daemon, pod, PodEvent::InitDied, "PID 1").await;
+}
+
+/// The pod has lost what it cannot do without: it turns not ready, and clients are told.
+async fn lost(daemon: &Arc<Daemon>, pod: &Arc<Pod>, event: PodEvent, what: &'static str) {
     if pod.state() == PodState::Ready {
-        tracing::error!(pod_id = %pod.id, "the pod's PID 1 died; the pod is not ready any more");
+        tracing::error!(pod_id = %pod.id, what, "the pod has lost a process; it is not ready any more");
     }
-    let dead = Arc::clone(pod);
-    if let Err(error) = blocking::run(move || dead.apply(PodEvent::InitDied)).await {
-        tracing::warn!(pod_id = %pod.id, %error, "record the death of the pod's PID 1");
+    let losing = Arc::clone(pod);
+    if let Err(error) = blocking::run(move || losing.apply(event)).await {
+        tracing::warn!(pod_id = %pod.id, what, %error, "record the loss of a pod's process");
     }
+    // Its containers' ends are told as they are settled.
+    crate::events::pod(daemon, pod, ContainerEventType::ContainerStoppedEvent);
 }
 
 /// The ends that the shim's account tells of. A container that runs by its record and that the shim does not know was lost.
@@ -122,17 +131,10 @@ pub(crate) fn ends(daemon: &Daemon, pod: &Pod, state: &ShimState) -> Vec<(Arc<Co
 /// The shim is dead: what it ran is killed, and the pod can start nothing more.
 pub(crate) async fn gone(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
     pod.set_supervisor(None);
-    if pod.state() == PodState::Ready {
-        tracing::error!(pod_id = %pod.id, "the pod's shim died; the pod is not ready any more");
-    }
     for container in daemon.containers_of(pod) {
         exit::spawn(daemon, &container.id, Seen::ShimGone);
     }
-    let dead = Arc::clone(pod);
-    if let Err(error) = blocking::run(move || dead.apply(PodEvent::ShimDied)).await {
-        tracing::warn!(pod_id = %pod.id, %error, "record the death of the shim");
-    }
-    crate::events::pod(daemon, pod, crisp_proto::cri::ContainerEventType::ContainerStoppedEvent);
+    lost(daemon, pod, PodEvent::ShimDied, "shim").await;
 }
 
 #[cfg(test)]
