@@ -271,6 +271,18 @@ pub fn unmount_detach(target: &Path) -> Result<()> {
     }
 }
 
+/// As [`unmount_detach`], for a copy of other mounts: nothing but the copy goes. What came along below it shares its unmounting with
+/// the originals (mount_namespaces(7)), so those would be taken off as well where the machine's mounts are shared, as systemd has it.
+///
+/// # Errors
+/// [`MountError::Path`].
+pub fn unmount_copy(target: &Path) -> Result<()> {
+    if is_mountpoint(target)? {
+        make_private(target, Reach::Recursive)?;
+    }
+    unmount_detach(target)
+}
+
 /// Whether something is mounted right at `target`. A path that does not exist is no mount point.
 ///
 /// # Errors

@@ -172,3 +172,29 @@ fn refusals_name_operation_and_path() {
         assert!(matches!(error, MountError::Configure { .. }), "{error:?}");
     });
 }
+
+/// Taken off without care, the copy takes what is mounted below the original with it.
+#[test]
+fn a_copy_of_shared_mounts_goes_without_the_originals() {
+    in_private_mounts("a_copy_of_shared_mounts_goes_without_the_originals", |home| {
+        let (source, view) = (dir(home, "source"), dir(home, "view"));
+        let small = Tmpfs { bytes_max: Some(1 << 20), mode: 0o755 };
+        tmpfs(&source, &small).unwrap();
+        let shared = MountPropagationFlags::SHARED;
+        rustix::mount::mount_change(&source, shared).unwrap();
+        let below = dir(&source, "below");
+        tmpfs(&below, &small).unwrap();
+        let later = dir(&source, "later");
+        bind(&source, &view, Reach::Recursive).unwrap();
+        tmpfs(&later, &small).unwrap();
+        assert!(is_mountpoint(&view.join("below")).unwrap());
+        assert!(is_mountpoint(&view.join("later")).unwrap(), "the copy is a peer");
+
+        unmount_copy(&view).unwrap();
+        assert!(!is_mountpoint(&view).unwrap());
+        for kept in [source.as_path(), &below, &later] {
+            assert!(is_mountpoint(kept).unwrap(), "{}", kept.display());
+        }
+        unmount_copy(&view).unwrap();
+    });
+}

@@ -153,7 +153,7 @@ fn release_but(dir: &Path, kept: Option<&str>) -> Result<()> {
         if kept.is_some_and(|kept| path.ends_with(kept)) {
             continue;
         }
-        mount::unmount_detach(&path).doing("take a container's mount off")?;
+        mount::unmount_copy(&path).doing("take a container's mount off")?;
         remove_mount_point(&path).doing("remove a mount point")?;
     }
     Ok(())

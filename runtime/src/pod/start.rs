@@ -243,10 +243,14 @@ async fn start_init(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<Process> {
     Ok(init)
 }
 
-/// Pins the namespace of the pod's PID 1, unless it is: a daemon before this one may not have come to it.
+/// Pins the namespace of the pod's PID 1, unless it is: a daemon before this one may not have come to it, or only to the file.
 fn pin_init(pod: &Pod, init: Process) -> Result<()> {
     let path = pod.dir.pid();
-    if path.exists() { Ok(()) } else { super::userns::pin_pid(init, &path) }
+    if crisp_sys::mount::is_mountpoint(&path).doing("look for the pinned PID namespace")? {
+        return Ok(());
+    }
+    netns::unpin(&path).doing("clear the PID namespace's file")?;
+    super::userns::pin_pid(init, &path)
 }
 
 /// The process whose PID namespace the container joins; none where it has its own or the host's.
