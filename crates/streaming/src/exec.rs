@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::backend::{AttachRequest, Backend, End, Ends, ExecRequest, Exit, Failure, InputEnd, Process};
 use crate::fd::Fd;
@@ -25,6 +25,9 @@ const STREAMS_MAX: usize = 16;
 
 /// What the last input brings about is still told to a client whose input's end detaches it.
 const DETACH_DELAY: Duration = Duration::from_secs(1);
+
+/// A client whose session has failed may still fetch what was said before; one that does not is not waited for.
+const FAILED_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Channels over WebSocket.
 const STDIN: u8 = 0;
@@ -192,10 +195,18 @@ async fn run(process: Process, ids: Ids, client: &Client, link: &Link) -> io::Re
         None => client.stdin.close(),
     }
     let (ended, left_open) = watch::channel(false);
+    let failed = Notify::new();
     let exit = async {
         let exit = exit.await;
         ended.send_replace(true);
+        if matches!(exit, Exit::Failed(_)) {
+            failed.notify_one();
+        }
         Ok(exit)
+    };
+    let unfetched = async {
+        failed.notified().await;
+        tokio::time::sleep(FAILED_PATIENCE).await;
     };
     let outputs = async {
         tokio::try_join!(
@@ -214,6 +225,7 @@ async fn run(process: Process, ids: Ids, client: &Client, link: &Link) -> io::Re
     tokio::select! {
         told = outputs => told.map(|(exit, (), ())| exit),
         () = detach => Ok(Exit::Detached),
+        () = unfetched => Err(io::ErrorKind::TimedOut.into()),
         // Sizes may come as long as there is a client.
         () = client.sizes.apply(&resize) => Err(io::ErrorKind::BrokenPipe.into()),
     }
@@ -356,5 +368,39 @@ impl Channels for ExecChannels<'_> {
             self.client.stdin.end();
         }
         channel <= RESIZE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::pipe::{PipeFlags, pipe_with};
+
+    use super::*;
+
+    /// Fewer bytes than the process says, more than a client has room for.
+    const CLIENT_ROOM: usize = 16;
+
+    fn failing(output: OwnedFd) -> Process {
+        Process {
+            stdin: None,
+            stdout: Some(output),
+            stderr: None,
+            exit: Box::pin(std::future::ready(Exit::Failed("too slow".into()))),
+            resize: Box::new(|_| ()),
+            input_end: InputEnd::Closes,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_session_does_not_wait_for_a_client_that_does_not_read() {
+        let (output, process) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
+        rustix::io::write(&process, &[b'x'; 1000]).unwrap();
+        drop(process);
+        let (ours, _client) = tokio::io::duplex(CLIENT_ROOM);
+        let link = Link::new(Box::new(ours), Framing::Channels);
+        let ends = Ends::from([(End::Stdout, true)]);
+        let client = Client { stdin: Inlet::default(), sizes: Sizes::default(), ends };
+        let ended = run(failing(output), Ids::channels(ends), &client, &link).await;
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }
