@@ -432,6 +432,7 @@ impl RuntimeService for Runtime {
     async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
         let request = request.into_inner();
         answer(tracing::info_span!("Exec", container_id = request.container_id), async {
+            required("container_id", &request.container_id)?;
             crate::streaming::exec(&self.daemon, request)
         })
         .await
@@ -440,6 +441,7 @@ impl RuntimeService for Runtime {
     async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
         let request = request.into_inner();
         answer(tracing::info_span!("Attach", container_id = request.container_id), async {
+            required("container_id", &request.container_id)?;
             crate::streaming::attach(&self.daemon, request)
         })
         .await
@@ -448,6 +450,7 @@ impl RuntimeService for Runtime {
     async fn port_forward(&self, request: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
         let request = request.into_inner();
         answer(tracing::info_span!("PortForward", pod_id = request.pod_sandbox_id), async {
+            required("pod_sandbox_id", &request.pod_sandbox_id)?;
             crate::streaming::port_forward(&self.daemon, request)
         })
         .await
