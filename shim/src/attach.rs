@@ -213,6 +213,18 @@ impl Attacher {
         self.stdin.is_none() && self.stdout.is_none() && self.stderr.is_none()
     }
 
+    /// All that is left of it is a stdin whose other end is closed.
+    fn left_input(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let Some(stdin) = self.stdin.as_ref().filter(|_| self.stdout.is_none() && self.stderr.is_none())
+        else {
+            return false;
+        };
+        let mut watched = [PollFd::new(stdin, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut watched, Some(&now)).is_ok() && watched[0].revents().contains(PollFlags::HUP)
+    }
+
     /// What a write came to: a sink that is gone is closed, one that is behind is watched until it takes more.
     fn settle(&mut self, key: u32, stream: Stream, sent: Sent, epoll: &Epoll) {
         let slot = self.sink(stream);
@@ -291,6 +303,11 @@ impl Attachers {
         ended
     }
 
+    /// Forgets who is gone but for input that its container, which is behind, does not take.
+    fn forget_untaken(&mut self, behind: impl Fn(u32) -> bool) {
+        self.0.retain(|_, attacher| !(attacher.left_input() && behind(attacher.container)));
+    }
+
     fn remove(&mut self, key: u32, epoll: &Epoll) -> Option<Attacher> {
         let attacher = self.0.remove(&key)?;
         let outputs = [&attacher.stdout, &attacher.stderr].into_iter().flatten().map(|sink| &sink.fd);
@@ -315,6 +332,11 @@ impl Server {
 
     pub(crate) fn attach(&mut self, order: &pb::Attach, fds: Vec<OwnedFd>) -> Result<()> {
         let container_key = self.find(&order.container_id)?;
+        if self.attachers.0.len() >= ATTACHERS_MAX {
+            // A stdin is not looked at while its container takes nothing, so its end is not noticed either.
+            let behind = |key| self.containers.get(&key).is_some_and(|container| container.input.is_behind());
+            self.attachers.forget_untaken(behind);
+        }
         self.check_attach(container_key, order)?;
         let mut attacher = Attacher::new(container_key, order, fds)?;
         let key = self.new_key();

@@ -183,6 +183,28 @@ fn who_does_not_read_is_dropped_and_holds_nobody_up_for_long() {
 }
 
 #[test]
+fn clients_whose_input_nobody_takes_do_not_use_up_the_places() {
+    as_root(|| {
+        let mut pod = Pod::new();
+        let setup = reader(&pod, &["sleep", "1000"]);
+        pod.run(&setup);
+        let mut patient = pod.daemon.attach(&setup.id, BOTH_WAYS).unwrap();
+        // More than the container's pipe holds: from here on its stdin is behind.
+        patient.write(&"x".repeat(100_000));
+        for round in 0..1000 {
+            let mut attached = pod
+                .daemon
+                .attach(&setup.id, BOTH_WAYS)
+                .unwrap_or_else(|failure| panic!("{round}: {failure:?}"));
+            attached.write("never read");
+        }
+        pod.daemon.signal(&setup.id, 9);
+        // Whoever is still there is told.
+        assert_ne!(pod.daemon.attach_end(&patient.id), End::TooSlow);
+    });
+}
+
+#[test]
 fn ten_thousand_clients_that_come_and_go_leave_nothing() {
     as_root(|| {
         let mut pod = Pod::new();
