@@ -9,6 +9,7 @@ use crisp_sys::fdpass::Packet;
 use pb::request::Call;
 use prost::Message as _;
 
+use crate::command;
 use crate::container::{Asker, Container, Kill, Phase, Process};
 use crate::control::{self, Report};
 use crate::epoll::Token;
@@ -190,12 +191,14 @@ impl Server {
     fn shutdown(&mut self, asker: Asker) {
         let inits = self.containers.values().filter_map(|container| container.init.as_ref());
         let execs = self.execs.values().filter_map(|exec| exec.process.as_ref());
-        let commands = self.commands.values().map(|running| &running.command.child.pidfd);
         let processes = inits.chain(execs).chain(&self.pod_init).filter_map(Process::pidfd);
-        let mut failed = Vec::new();
-        for pidfd in processes.chain(commands) {
-            failed.extend(crisp_sys::pidfd::kill(pidfd).err());
-        }
+        let failed: Vec<_> = processes.filter_map(|pidfd| crisp_sys::pidfd::kill(pidfd).err()).collect();
+        // With all that they have started: hooks among it.
+        self.containers
+            .values()
+            .filter_map(|container| container.launcher.as_ref())
+            .for_each(command::kill_group);
+        self.kill_commands(|_all| true);
         for error in failed {
             self.note(&format!("kill at the end: {error}"));
         }

@@ -103,6 +103,26 @@ fn a_creation_that_hangs_in_a_hook_ends_with_a_delete_or_a_kill() {
 }
 
 #[test]
+fn a_hook_that_hangs_does_not_outlive_the_shim() {
+    as_root(|| {
+        let mut pod = Pod::new();
+        let mut setup = pod.container(&["true"]);
+        let mark = setup.dir.join("mark");
+        let script = format!("echo $$ > {}; sleep 1000; sleep 1000", mark.display());
+        setup.spec["hooks"] = json!({"createRuntime": [hook(&script)]});
+        let create = pod.daemon.begin_create(&setup);
+        let pid: i32 =
+            eventually("the hook", || std::fs::read_to_string(&mark).ok()?.trim_end().parse().ok());
+        let shutdown = pod.daemon.send(Call::Shutdown(pb::Shutdown {}), &[]);
+        let [created, ended] = pod.daemon.answers([create, shutdown]);
+        assert!(created.is_err() && ended.is_ok(), "{created:?} {ended:?}");
+        eventually("the hook's end", || {
+            (!std::path::Path::new(&format!("/proc/{pid}")).exists()).then_some(())
+        });
+    });
+}
+
+#[test]
 fn a_start_that_hangs_in_a_hook_ends_with_a_kill() {
     as_root(|| {
         let mut pod = Pod::new();
