@@ -374,7 +374,24 @@ impl Network {
     pub fn gc_where(&self, is_live: &(dyn Fn(&SandboxId) -> bool + Sync)) -> Result<()> {
         let deadline = Instant::now() + GC_TIME_MAX;
         let outcome = self.detach_stale(is_live, deadline);
+        if let Some(id) = self.records.unknown().iter().find(|id| is_live(id)) {
+            // A plugin would free the addresses of whoever is not named.
+            tracing::warn!(pod_id = %id, "its network record cannot be read; CNI plugins are not told what is left");
+            return outcome;
+        }
         outcome.and(self.tell_what_is_left())
+    }
+
+    /// The first half of [`Self::gc_where`]: what a failed undo left is tried again. It may hold addresses, and host ports that
+    /// others want. Quick when there is nothing.
+    ///
+    /// # Errors
+    /// As [`Self::gc_where`].
+    pub fn retry_stale(&self, is_live: &(dyn Fn(&SandboxId) -> bool + Sync)) -> Result<()> {
+        if self.records.all().iter().all(|(id, _)| is_live(id)) {
+            return Ok(());
+        }
+        self.detach_stale(is_live, Instant::now() + GC_TIME_MAX)
     }
 
     fn tell_what_is_left(&self) -> Result<()> {

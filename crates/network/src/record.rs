@@ -89,6 +89,8 @@ pub(crate) struct BridgeRecord {
 pub(crate) struct Records {
     dir: PathBuf,
     loaded: RwLock<HashMap<SandboxId, Arc<Record>>>,
+    /// Of records that could not be read, now or by an earlier daemon.
+    aside: Vec<SandboxId>,
     _lock: OwnedFd,
 }
 
@@ -100,7 +102,13 @@ impl Records {
         let lock = lock(cache_dir)?;
         crisp_store::sweep(&dir).map_err(NetworkError::Record)?;
         let loaded = RwLock::new(load(&dir)?);
-        Ok(Self { dir, loaded, _lock: lock })
+        let aside = set_aside_in(&dir)?;
+        Ok(Self { dir, loaded, aside, _lock: lock })
+    }
+
+    /// Sandboxes of which nobody can tell what they hold.
+    pub(crate) fn unknown(&self) -> &[SandboxId] {
+        &self.aside
     }
 
     pub(crate) fn get(&self, id: &SandboxId) -> Option<Arc<Record>> {
@@ -186,13 +194,25 @@ fn load(dir: &Path) -> Result<HashMap<SandboxId, Arc<Record>>> {
     Ok(loaded)
 }
 
+/// End of the name of a record that cannot be read.
+const ASIDE: &str = ".json.unreadable";
+
 fn set_aside(path: &Path) -> Result<()> {
-    let aside = path.with_extension("json.unreadable");
+    let aside = path.with_extension(ASIDE.trim_start_matches('.'));
     std::fs::rename(path, aside).map_err(|source| file_error("set aside", path, source))
 }
 
+fn set_aside_in(dir: &Path) -> Result<Vec<SandboxId>> {
+    let entries = std::fs::read_dir(dir).map_err(|source| file_error("list", dir, source))?;
+    Ok(entries.flatten().filter_map(|entry| id_before(&entry.path(), ASIDE)).collect())
+}
+
 fn sandbox_of(path: &Path) -> Option<SandboxId> {
-    path.file_name()?.to_str()?.strip_suffix(".json")?.parse().ok()
+    id_before(path, ".json")
+}
+
+fn id_before(path: &Path, end: &str) -> Option<SandboxId> {
+    path.file_name()?.to_str()?.strip_suffix(end)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -268,5 +288,6 @@ mod tests {
         let records = Records::open(dir.path()).unwrap();
         assert!(records.get(&id).is_none() && !path.exists());
         assert!(path.with_extension("json.unreadable").exists());
+        assert_eq!(records.unknown(), std::slice::from_ref(&id));
     }
 }

@@ -339,6 +339,29 @@ fn version_1_1_is_asked_for_status_and_told_who_is_left() {
 }
 
 #[test]
+fn plugins_are_not_told_what_is_left_while_a_live_pods_record_cannot_be_read() {
+    on_private_host("plugins_are_not_told_what_is_left_while_a_live_pods_record_cannot_be_read", |dir| {
+        put_plugin(dir, "first", RESULT);
+        put_plugin(dir, "second", RESULT);
+        two_plugins(dir, "1.1.0");
+        let network = Network::open(config(dir)).unwrap();
+        let live = own_namespace(dir).sandbox_id;
+        network.attach(&AttachRequest::new(live.clone(), dir.join("own-netns"))).unwrap();
+        drop(network);
+        let path = dir.join(format!("network/attachments/{live}.json"));
+        std::fs::write(path, "{").unwrap();
+        let network = Network::open(config(dir)).unwrap();
+        // Beside them the plugins are asked for their STATUS.
+        let told = || calls(dir).iter().filter(|call| call.contains(" GC ")).count();
+        told();
+        network.gc(std::slice::from_ref(&live)).unwrap();
+        assert_eq!(told(), 0, "they would free what the pod has");
+        network.gc(&[]).unwrap();
+        assert_eq!(told(), 2);
+    });
+}
+
+#[test]
 fn a_result_without_an_address_is_refused() {
     on_private_host("a_result_without_an_address_is_refused", |dir| {
         put_config(dir, "10-n.conf", r#"{"cniVersion":"1.0.0","name":"n","type":"first"}"#);
@@ -632,6 +655,36 @@ fn a_host_port_of_a_plugin_has_one_holder_too() {
         network.attach(&a).unwrap();
         network.detach(&a.sandbox_id, None).unwrap();
         network.attach(&b).unwrap();
+    });
+}
+
+#[test]
+fn a_host_port_of_a_pod_that_is_gone_is_freed_when_its_undo_succeeds_later() {
+    on_private_host("a_host_port_of_a_pod_that_is_gone_is_freed_when_its_undo_succeeds_later", |dir| {
+        put_plugin(dir, "first", RESULT);
+        put_plugin(dir, "second", "exit 1");
+        two_plugins(dir, "1.0.0");
+        let network = Network::open(config(dir)).unwrap();
+        let pod = || {
+            let mut request = own_namespace(dir);
+            let (protocol, container_port, host_port, host_ip) = (Protocol::Tcp, 80, 12000, None);
+            request.port_mappings =
+                vec![crisp_network::PortMapping { protocol, container_port, host_port, host_ip }];
+            request
+        };
+        let (gone, next) = (pod(), pod());
+        assert!(matches!(network.attach(&gone).unwrap_err(), NetworkError::Undo { .. }));
+        network.detach(&gone.sandbox_id, None).unwrap();
+        let is_live = |id: &SandboxId| *id == next.sandbox_id;
+        assert!(network.retry_stale(&is_live).is_err());
+        assert!(matches!(network.attach(&next).unwrap_err(), NetworkError::PortTaken { .. }));
+
+        put_plugin(dir, "second", RESULT);
+        network.retry_stale(&is_live).unwrap();
+        network.attach(&next).unwrap();
+        calls(dir);
+        network.retry_stale(&is_live).unwrap();
+        assert_eq!((calls(dir).len(), records(dir)), (0, 1), "who is live is left alone");
     });
 }
 
