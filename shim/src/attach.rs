@@ -164,7 +164,7 @@ struct Attacher {
     stdout: Option<Sink>,
     stderr: Option<Sink>,
     pace: Pace,
-    /// The container has closed a stream of it.
+    /// The container has closed a stream of it, or it has none: when it has nothing left it is told, since it may wait for an end.
     streams_ended: bool,
     /// Set when its container has exited: then it is let go at the latest.
     leaves: Option<Instant>,
@@ -193,7 +193,7 @@ impl Attacher {
             stdout: stdout.map(Sink::new).transpose()?,
             stderr: stderr.map(Sink::new).transpose()?,
             pace: Pace::default(),
-            streams_ended: false,
+            streams_ended: !order.stdout && !order.stderr,
             leaves: None,
         })
     }

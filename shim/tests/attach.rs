@@ -102,6 +102,21 @@ fn stdin_once_ends_with_the_first_client_and_what_it_wrote_arrives() {
 }
 
 #[test]
+fn who_only_writes_is_told_that_nothing_is_left_of_it() {
+    as_root(|| {
+        let mut pod = Pod::new();
+        let mut setup = reader(&pod, &["sh", "-c", "wc -c; sleep 1000"]);
+        setup.stdio().stdin_once = true;
+        pod.run(&setup);
+        let mut writer = pod.daemon.attach(&setup.id, [true, false, false]).unwrap();
+        writer.write("four");
+        writer.stdin = None;
+        assert_eq!(pod.daemon.attach_end(&writer.id), End::StreamsEnded);
+        eventually("what it wrote", || (setup.log() == ["stdout F 4"]).then_some(()));
+    });
+}
+
+#[test]
 fn attaching_without_a_stdin_to_write_to_is_refused() {
     as_root(|| {
         let mut pod = Pod::new();
