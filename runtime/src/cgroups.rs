@@ -266,30 +266,40 @@ fn pod_init_path(pod: &Pod) -> Result<CgroupPath> {
 }
 
 /// Removes what [`make_pod`] and [`make_pod_init`] made; absent is fine.
-pub(crate) fn remove_pod(daemon: &Daemon, pod: &Pod) -> Result<()> {
+pub(crate) async fn remove_pod(daemon: &Daemon, pod: &Pod) -> Result<()> {
     // A path that cannot be was never made.
     let Ok(path) = pod_init_path(pod) else { return Ok(()) };
-    let slice = slice_of(pod)?;
-    let init = daemon.cgroups.open(&path);
-    if let (Some(scope), Driver::Systemd(scopes)) = (scope_of(pod, pod.id.as_str())?, &daemon.driver) {
-        let here = tokio::runtime::Handle::current();
-        here.block_on(scopes.settle(&scope.unit));
-        if init.exists() {
-            init.kill().doing("kill the pod's init")?;
-            here.block_on(scopes.gone(&scope))?;
-        }
-    } else if init.exists() {
-        init.kill().doing("kill the pod's init")?;
-        init.remove().doing("remove the cgroup of the pod's init")?;
-    }
+    let (slice, scope) = (slice_of(pod)?, scope_of(pod, pod.id.as_str())?);
+    kill_and_remove(daemon, scope.as_ref(), daemon.cgroups.open(&path)).await?;
     match (&pod.record().cgroup, slice) {
         (PodCgroup::Ours(_), Some(slice)) => {
-            wait(scopes(daemon)?.systemd.stop(slice.as_str())).doing("stop the pod's slice")
+            scopes(daemon)?.systemd.stop(slice.as_str()).await.doing("stop the pod's slice")
         }
         (PodCgroup::Ours(_), None) => {
-            daemon.cgroups.open(&pod.cgroup_path()?).remove().doing("remove the pod's cgroup")
+            let cgroup = daemon.cgroups.open(&pod.cgroup_path()?);
+            blocking::run(move || cgroup.remove().doing("remove the pod's cgroup")).await
         }
         (PodCgroup::Given(_), _) => Ok(()),
+    }
+}
+
+/// Ends what runs in a cgroup of ours and removes it; absent is fine.
+async fn kill_and_remove(daemon: &Daemon, scope: Option<&Scope>, cgroup: Cgroup) -> Result<()> {
+    let systemd = match (&daemon.driver, scope) {
+        (Driver::Systemd(scopes), Some(scope)) => Some((scopes, scope)),
+        (Driver::Systemd(_) | Driver::Cgroupfs, _) => None,
+    };
+    if let Some((scopes, scope)) = systemd {
+        scopes.settle(&scope.unit).await;
+    }
+    if !cgroup.exists() {
+        return Ok(());
+    }
+    let killed = cgroup.clone();
+    blocking::run(move || killed.kill().doing("kill what runs in a cgroup")).await?;
+    match systemd {
+        Some((scopes, scope)) => scopes.gone(scope).await,
+        None => blocking::run(move || cgroup.remove().doing("remove a cgroup")).await,
     }
 }
 
@@ -427,21 +437,9 @@ pub(crate) fn kill_container(daemon: &Daemon, container: &Container) -> Result<(
 }
 
 /// Removes the container's cgroup, with what an ended init left running in it.
-pub(crate) async fn remove_container(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
+pub(crate) async fn remove_container(daemon: &Daemon, container: &Container) -> Result<()> {
     let scope = scope_of(&container.pod, container.id.as_str())?;
-    if let (Some(scope), Driver::Systemd(scopes)) = (&scope, &daemon.driver) {
-        scopes.settle(&scope.unit).await;
-    }
-    let cgroup = open(daemon, container)?;
-    if !cgroup.exists() {
-        return Ok(());
-    }
-    let killed = cgroup.clone();
-    blocking::run(move || killed.kill().doing("kill the container's processes")).await?;
-    match (&scope, &daemon.driver) {
-        (Some(scope), Driver::Systemd(scopes)) => scopes.gone(scope).await,
-        _ => blocking::run(move || cgroup.remove().doing("remove the container's cgroup")).await,
-    }
+    kill_and_remove(daemon, scope.as_ref(), open(daemon, container)?).await
 }
 
 /// Lets a frozen container run, so that it can answer a signal.

@@ -111,6 +111,10 @@ impl PodDir {
     pub(crate) fn image_volumes(&self) -> PathBuf {
         self.0.join("images")
     }
+    /// Where views of the layers hang while an image is mounted.
+    pub(crate) fn views(&self) -> PathBuf {
+        self.0.join("views")
+    }
 }
 
 /// A container's two directories.

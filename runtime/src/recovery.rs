@@ -17,7 +17,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crisp_domain::{SandboxId, Timestamp};
@@ -35,6 +35,9 @@ use crate::pod::{POD_RECORD_VERSION, Pod, PodRecord, stop, watch};
 /// How long one shim may take to answer. A hung one does not hold up the others, nor the socket.
 const SHIM_ANSWER_MAX: Duration = Duration::from_secs(5);
 
+/// Between two looks for networks that pods which are gone have left.
+const STALE_NETWORKS_PERIOD: Duration = Duration::from_secs(60);
+
 /// Brings records, shims and kernel together. Afterwards the daemon may serve.
 ///
 /// # Errors
@@ -48,12 +51,31 @@ pub(crate) async fn run(daemon: &Arc<Daemon>) -> Result<()> {
         Records::All => {
             let sweeping = Arc::clone(daemon);
             blocking::run(move || sweep(&sweeping)).await?;
+            tokio::spawn(retry_stale_networks(Arc::downgrade(daemon)));
         }
         // What such a record describes may run: its network, layers and files cannot be told from leftovers.
         Records::SomeUnreadable => tracing::error!("nothing is cleaned up while records cannot be read"),
     }
     tracing::info!(pods = daemon.pods.all().len(), containers = daemon.containers.all().len(), "recovered");
     Ok(())
+}
+
+/// Tries again, while the daemon lives, what the undoing of a failed pod could not take off its network: such a pod is forgotten, and
+/// what it holds (addresses, host ports) is in the way of others.
+async fn retry_stale_networks(daemon: Weak<Daemon>) {
+    let mut ticks = tokio::time::interval(STALE_NETWORKS_PERIOD);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(daemon) = daemon.upgrade() else { return };
+        let retried = blocking::run(move || {
+            let is_live = |id: &SandboxId| daemon.pods.find_any(id.as_str()).is_some();
+            daemon.network.retry_stale(&is_live).doing("take pods that are gone off their network")
+        });
+        if let Err(error) = retried.await {
+            tracing::debug!(%error, "trying again later");
+        }
+    }
 }
 
 /// Whether every record could be read.
@@ -218,6 +240,7 @@ fn sweep(daemon: &Daemon) -> Result<()> {
     if let Err(error) = daemon.network.gc(&live) {
         tracing::warn!(error = %crate::error::chain(&error), "clean up the networks of pods that are gone");
     }
+    sweep_pods(daemon)?;
     let ids: HashSet<String> =
         daemon.containers.all().iter().map(|container| container.id.to_string()).collect();
     let dirs = &daemon.dirs;
@@ -232,6 +255,19 @@ fn sweep(daemon: &Daemon) -> Result<()> {
     }
     if let Err(error) = daemon.images.collect() {
         tracing::warn!(error = %crate::error::chain(&error), "collect unused layers");
+    }
+    Ok(())
+}
+
+/// Directories of which the record was never written, or is deleted already: nothing is mounted there.
+fn sweep_pods(daemon: &Daemon) -> Result<()> {
+    for name in names(&daemon.dirs.pods())? {
+        let dir = daemon.dirs.pod(&name);
+        if !dir.record().exists()
+            && let Err(error) = stop::remove_dir(dir.path())
+        {
+            tracing::warn!(pod_id = name, %error, "remove what a pod without a record left");
+        }
     }
     Ok(())
 }

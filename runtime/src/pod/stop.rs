@@ -13,7 +13,7 @@ use crate::blocking;
 use crate::cgroups;
 use crate::container;
 use crate::daemon::Daemon;
-use crate::error::{Doing as _, Error, Result};
+use crate::error::{Doing as _, Result};
 use crate::{events, nri};
 
 /// Stops a pod, or joins the stop that is under way.
@@ -41,7 +41,10 @@ async fn steps(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
     let ended = pod.state() != PodState::NotReady;
     let (owner, released) = (Arc::clone(daemon), Arc::clone(pod));
     blocking::run(move || release(&owner, &released)).await?;
+    cgroups::remove_pod(daemon, pod).await?;
     if ended {
+        let stopped = Arc::clone(pod);
+        blocking::run(move || stopped.apply(PodEvent::Stopped)).await?;
         events::pod(daemon, pod, ContainerEventType::ContainerStoppedEvent);
     }
     Ok(())
@@ -80,7 +83,7 @@ async fn end_shim(pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// Network, namespaces, shared memory, image volumes, cgroup; then the record says that all is gone.
+/// Network, namespaces, shared memory, image volumes.
 fn release(daemon: &Daemon, pod: &Pod) -> Result<()> {
     let netns = pod.netns();
     if netns.is_some() {
@@ -91,9 +94,7 @@ fn release(daemon: &Daemon, pod: &Pod) -> Result<()> {
         crisp_sys::netns::unpin(&namespace).doing("release the pod's namespace")?;
     }
     crisp_sys::mount::unmount_detach(&pod.dir.shm()).doing("unmount the pod's shm")?;
-    super::volumes::unmount_all(pod)?;
-    cgroups::remove_pod(daemon, pod)?;
-    if pod.state() == PodState::NotReady { Ok(()) } else { pod.apply(PodEvent::Stopped) }
+    super::volumes::unmount_all(pod)
 }
 
 /// Removes a pod: stops it, removes its containers, then its files and its name.
@@ -132,14 +133,7 @@ pub(crate) async fn forget(daemon: &Daemon, pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// Removes a directory of records; mounts below it are gone by now, so a busy one is an error worth seeing.
+/// Removes a directory of records. Mounts below it are gone by now; one that is not is an error, and nothing in it is touched.
 pub(crate) fn remove_dir(dir: &std::path::Path) -> Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::Internal {
-            what: "remove a state directory",
-            cause: format!("{}: {error}", dir.display()),
-        }),
-        Ok(()) => Ok(()),
-    }
+    crisp_snapshot::Rootfs::remove_writable(dir).doing("remove a state directory")
 }

@@ -9,6 +9,7 @@ use crisp_sys::path::{Missing, RootedDir};
 use crisp_sys::userns;
 
 use super::Pod;
+use crate::container::views;
 use crate::daemon::Daemon;
 use crate::error::{Doing as _, Error, Result};
 
@@ -43,10 +44,13 @@ fn try_mount(daemon: &Daemon, pod: &Pod, name: &str, sub_path: &str) -> Result<V
         pod.update(|record| record.image_volumes.push(image.chain.clone()))?;
         // Nothing, or the mount point of a try that failed.
         Rootfs::unmount(&target).doing("clear the mount point")?;
+        // As a daemon that was killed here left it.
+        views::release(&pod.dir.views())?;
+        crisp_store::ensure_dir(&pod.dir.views()).doing("make the directory of views")?;
         let userns = pod.user_ids().map(|_| userns::open(&pod.dir.user())).transpose();
         let userns = userns.doing("open the pod's user namespace")?;
-        let scratch = pod.dir.path();
-        let ids = userns.as_ref().map(|userns| MappedIds { userns: userns.as_fd(), scratch });
+        let scratch = pod.dir.views();
+        let ids = userns.as_ref().map(|userns| MappedIds { userns: userns.as_fd(), scratch: &scratch });
         let record = pod.record();
         let label = record.selinux.as_ref().map(|labels| labels.mount.as_str());
         Rootfs::mount_read_only_for(&daemon.layers, &image.chain, &target, Shown { ids, label })
@@ -75,6 +79,7 @@ fn inside(target: &Path, sub_path: &str) -> Result<PathBuf> {
 
 /// Takes the pod's image volumes off; none is fine.
 pub(crate) fn unmount_all(pod: &Pod) -> Result<()> {
+    views::release(&pod.dir.views())?;
     let entries = match std::fs::read_dir(pod.dir.image_volumes()) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         entries => entries.doing("list the pod's image volumes")?,
