@@ -14,6 +14,8 @@
 //! at every exec, stays until the end. Whatever removes them unmounts
 //! first and deletes only empty directories and files: a mount that stays costs an error, never somebody's data.
 
+mod nodes;
+
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
 use std::path::{Path, PathBuf};
@@ -80,6 +82,9 @@ pub(crate) fn open_passage(state: &Path, views: &Path) -> Result<()> {
 /// Of kind `Unsupported` for a source whose ids cannot be mapped, by its path.
 pub(crate) fn apply(daemon: &Daemon, container: &Container, spec: &mut Spec) -> Result<()> {
     let pod = PodIds::open(&container.pod)?;
+    if pod.is_some() {
+        nodes::to_binds(spec)?;
+    }
     let program = matches!(daemon.handler(&container.pod.record().handler)?, Handler::Oci(_));
     let dir = container.dir.views();
     let mut mounts = spec.mounts().clone().unwrap_or_default();
