@@ -20,7 +20,7 @@ use crate::container::{Container, Phase};
 use crate::epoll::{Epoll, Interest, Token};
 use crate::error::{Error, Result, Step as _};
 use crate::log::Stream;
-use crate::output::{Pumped, READ_BYTES};
+use crate::output::{Pumped, READ_BYTES, Reading};
 use crate::server::Server;
 
 /// Attachers at a time in one pod.
@@ -35,6 +35,8 @@ const BEHIND_MAX: Duration = Duration::from_secs(1);
 const TAKEN_BYTES_MIN: usize = 4 * 1024 * 1024;
 /// What is kept at most for an attacher whose pipe is full: one read, or at the container's end what its pipes held.
 const PENDING_BYTES_MAX: usize = 1024 * 1024;
+/// Between two looks at a terminal that nobody has open; longer than the shim takes to become idle.
+const HUNG_UP_PAUSE: Duration = Duration::from_secs(1);
 /// How long the last output of a container that has exited waits for an attacher to take it.
 const LEAVING_MAX: Duration = Duration::from_secs(30);
 
@@ -434,7 +436,14 @@ impl Server {
         let give = |bytes: &[u8]| attachers.give(key, stream, bytes, epoll);
         match container.output.pump(stream, &mut self.scratch, give, leave) {
             Pumped::End => self.attachers.end(key, stream, &self.epoll),
-            Pumped::Bytes(_) if self.attachers.hold(key, stream) => container.output.pause(stream, leave),
+            Pumped::Bytes(_) if self.attachers.hold(key, stream) => {
+                container.output.pause(stream, Reading::Held, leave);
+            }
+            Pumped::HungUp => {
+                // A hang-up is told as long as it lasts, so it cannot be waited for.
+                let until = Instant::now() + HUNG_UP_PAUSE;
+                container.output.pause(stream, Reading::HungUp(until), leave);
+            }
             Pumped::Bytes(_) | Pumped::Empty => {}
         }
         self.forget_gone_attachers();
@@ -443,8 +452,11 @@ impl Server {
     /// Reads a stream again once nobody is behind with it.
     fn resume(&mut self, key: u32, stream: Stream) {
         let Some(container) = self.containers.get_mut(&key) else { return };
-        if !container.output.is_paused(stream) || self.attachers.hold(key, stream) {
+        if !container.output.is_paused(stream) {
             return;
+        }
+        if self.attachers.hold(key, stream) {
+            return container.output.pause(stream, Reading::Held, |_not_waited_for| ());
         }
         let token = match stream {
             Stream::Stdout => Token::Stdout(key),
@@ -454,6 +466,19 @@ impl Server {
             && let Err(error) = self.epoll.add(fd, token)
         {
             self.note(&format!("watch the output of a container again: {error}"));
+        }
+    }
+
+    pub(crate) fn terminal_deadlines(&self) -> impl Iterator<Item = Instant> + '_ {
+        self.containers.values().filter_map(|container| container.output.look_again_at())
+    }
+
+    /// Looks again at terminals that nobody had open: what a program writes that opens its console anew must not wait for ever.
+    pub(crate) fn terminal_tick(&mut self, now: Instant) {
+        let due = |container: &Container| container.output.look_again_at().is_some_and(|at| now >= at);
+        let due: Vec<_> = self.containers.iter().filter(|(_, c)| due(c)).map(|(&key, _)| key).collect();
+        for key in due {
+            self.resume(key, Stream::Stdout);
         }
     }
 

@@ -8,6 +8,7 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use crisp_domain::Timestamp;
 
@@ -54,6 +55,8 @@ pub(crate) enum Pumped {
     Bytes(usize),
     /// Nothing is there now.
     Empty,
+    /// Nobody has the terminal open now; somebody may open it again.
+    HungUp,
     /// The stream has ended.
     End,
 }
@@ -73,8 +76,17 @@ struct Source {
     fd: OwnedFd,
     /// The beginning of a line whose end has not come yet, shorter than an entry.
     unfinished: Vec<u8>,
-    /// Left unread while somebody who is attached is behind.
-    paused: bool,
+    reading: Reading,
+}
+
+/// Whether a stream is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reading {
+    On,
+    /// Not while somebody who is attached is behind.
+    Held,
+    /// Not before then: nobody has the terminal open.
+    HungUp(Instant),
 }
 
 impl Output {
@@ -89,7 +101,7 @@ impl Output {
 
     /// Takes a stream's reading end, which must not block.
     pub(crate) fn attach(&mut self, stream: Stream, fd: OwnedFd) {
-        *self.slot(stream) = Some(Source { fd, unfinished: Vec::new(), paused: false });
+        *self.slot(stream) = Some(Source { fd, unfinished: Vec::new(), reading: Reading::On });
     }
 
     pub(crate) fn fd(&self, stream: Stream) -> Option<BorrowedFd<'_>> {
@@ -104,13 +116,21 @@ impl Output {
     }
 
     pub(crate) fn is_paused(&self, stream: Stream) -> bool {
-        self.source(stream).is_some_and(|source| source.paused)
+        self.source(stream).is_some_and(|source| source.reading != Reading::On)
+    }
+
+    /// When a terminal that nobody has open is looked at again.
+    pub(crate) fn look_again_at(&self) -> Option<Instant> {
+        match self.stdout.as_ref()?.reading {
+            Reading::HungUp(until) => Some(until),
+            Reading::On | Reading::Held => None,
+        }
     }
 
     /// The stream is not read for a while; `leave` takes its descriptor out of what is waited for.
-    pub(crate) fn pause(&mut self, stream: Stream, leave: impl FnOnce(BorrowedFd<'_>)) {
+    pub(crate) fn pause(&mut self, stream: Stream, why: Reading, leave: impl FnOnce(BorrowedFd<'_>)) {
         if let Some(source) = self.slot(stream) {
-            source.paused = true;
+            source.reading = why;
             leave(source.fd.as_fd());
         }
     }
@@ -118,7 +138,7 @@ impl Output {
     /// The descriptor of a stream that is to be read again.
     pub(crate) fn resume(&mut self, stream: Stream) -> Option<BorrowedFd<'_>> {
         let source = self.slot(stream).as_mut()?;
-        source.paused = false;
+        source.reading = Reading::On;
         Some(source.fd.as_fd())
     }
 
@@ -159,7 +179,8 @@ impl Output {
                 Pumped::Bytes(count)
             }
             Err(rustix::io::Errno::AGAIN) => Pumped::Empty,
-            // A terminal whose last user is gone reads EIO.
+            // Of a terminal alone, whose master is read while its slave is not open.
+            Err(rustix::io::Errno::IO) => Pumped::HungUp,
             Err(_) => self.end(stream, scratch, leave),
         }
     }
@@ -214,10 +235,15 @@ impl Output {
     ) {
         for stream in [Stream::Stdout, Stream::Stderr] {
             let mut left = DRAIN_BYTES_MAX;
-            while let Pumped::Bytes(count) = self.pump(stream, scratch, |bytes| give(stream, bytes), &leave) {
-                left = left.saturating_sub(count);
-                if left == 0 {
-                    break;
+            loop {
+                match self.pump(stream, scratch, |bytes| give(stream, bytes), &leave) {
+                    Pumped::Bytes(count) if count < left => left -= count,
+                    Pumped::HungUp => {
+                        // Who could open it again has exited.
+                        self.end(stream, scratch, &leave);
+                        break;
+                    }
+                    Pumped::Bytes(_) | Pumped::Empty | Pumped::End => break,
                 }
             }
             self.flush(stream, scratch);

@@ -351,7 +351,7 @@ impl Server {
         let idle = self.active.map(|at| at + IDLE);
         let ending = self.ending.map(|(_, deadline)| deadline);
         let init = self.pod_init_start.as_ref().map(|start| start.deadline);
-        let next = deadlines.chain(idle).chain(ending).chain(init).min();
+        let next = deadlines.chain(self.terminal_deadlines()).chain(idle).chain(ending).chain(init).min();
         next.map(|at| at.saturating_duration_since(now))
     }
 
@@ -360,6 +360,7 @@ impl Server {
         self.lifecycle_tick(now);
         self.exec_tick(now);
         self.attach_tick(now);
+        self.terminal_tick(now);
         self.pod_init_tick(now);
         if self.active.is_some_and(|at| now >= at + IDLE) {
             self.active = None;

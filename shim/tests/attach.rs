@@ -168,6 +168,25 @@ fn a_terminal_is_raw_both_ways_and_has_the_size_that_was_set() {
 }
 
 #[test]
+fn a_terminal_that_is_closed_and_opened_again_is_read_on() {
+    as_root(|| {
+        let mut pod = Pod::new();
+        // More than the terminal holds, so that a writer whom nobody reads waits.
+        let script = "tty=$(tty); echo one; exec </dev/null >/dev/null 2>&1; sleep 0.3; \
+                      exec >$tty; yes again | head -n 5000; exec >/dev/null; echo > /tmp/done; sleep 1000";
+        let mut setup = pod.container(&["sh", "-c", script]);
+        setup.stdio().terminal = true;
+        setup.process()["terminal"] = true.into();
+        pod.run(&setup);
+        eventually("its end", || setup.dir.join("rootfs/tmp/done").exists().then_some(()));
+        eventually("the log", || (setup.log().len() == 5001).then_some(()));
+        pod.daemon.signal(&setup.id, 9);
+        assert_eq!(pod.daemon.exit(&setup.id).signal, 9);
+        assert_eq!(pod.shim_log(), "");
+    });
+}
+
+#[test]
 fn who_does_not_read_is_dropped_and_holds_nobody_up_for_long() {
     as_root(|| {
         let mut pod = Pod::new();
