@@ -33,7 +33,7 @@ pub(crate) struct Installed {
 /// The executable files `NN-name` in `dir`, in order. A directory that is not there has none; what is no plugin is logged and left.
 ///
 /// # Errors
-/// When the directory or a configuration cannot be read.
+/// When the directory cannot be read.
 pub(crate) fn installed(dir: &Path, config_dir: &Path) -> io::Result<Vec<Installed>> {
     let entries = match std::fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -42,18 +42,18 @@ pub(crate) fn installed(dir: &Path, config_dir: &Path) -> io::Result<Vec<Install
     let mut plugins = Vec::new();
     for entry in entries.take(PLUGINS_MAX) {
         let program = entry?.path();
-        let metadata = std::fs::metadata(&program)?;
-        if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 {
+        // A link may lead nowhere.
+        let runs = |found: std::fs::Metadata| found.is_file() && found.permissions().mode() & 0o111 != 0;
+        if !std::fs::metadata(&program).is_ok_and(runs) {
             continue;
         }
         let file = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        match Identity::of_file(&file) {
-            Ok(identity) => {
-                let config = config(config_dir, &identity)?;
-                plugins.push(Installed { identity, program, config });
-            }
+        let read = Identity::of_file(&file)
+            .and_then(|identity| Ok((config(config_dir, &identity).map_err(|e| e.to_string())?, identity)));
+        match read {
+            Ok((config, identity)) => plugins.push(Installed { identity, program, config }),
             Err(problem) => {
-                tracing::warn!(program = %program.display(), problem, "not a plugin; it is left alone")
+                tracing::error!(program = %program.display(), problem, "not a plugin; it is left alone");
             }
         }
     }
@@ -173,6 +173,18 @@ mod tests {
         let found: Vec<_> = plugins.iter().map(|p| (p.identity.to_string(), p.config.as_str())).collect();
         assert_eq!(found, [("10-a".to_owned(), ""), ("20-b".to_owned(), "for 20-b")]);
         assert!(installed(Path::new("/nowhere"), conf.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_broken_leaves_the_others() {
+        let (dir, conf) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::os::unix::fs::symlink("/nowhere", dir.path().join("10-link")).unwrap();
+        program(&dir.path().join("20-unconfigurable"), "");
+        fs::create_dir(conf.path().join("20-unconfigurable.conf")).unwrap();
+        program(&dir.path().join("30-sound"), "");
+        let plugins = installed(dir.path(), conf.path()).unwrap();
+        let found: Vec<_> = plugins.iter().map(|p| p.identity.to_string()).collect();
+        assert_eq!(found, ["30-sound"]);
     }
 
     #[test]

@@ -142,8 +142,10 @@ impl Assembler {
         }
         let used = self.bytes.len() - rest.len();
         self.bytes.drain(..used);
-        // A large message leaves no large buffer behind.
-        self.bytes.shrink_to(HEADER_BYTES);
+        if self.bytes.is_empty() {
+            // A large message leaves no large buffer behind.
+            self.bytes.shrink_to(HEADER_BYTES);
+        }
         Ok(packets)
     }
 }
