@@ -18,6 +18,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crisp_spec::{AppArmorRequest, Privilege};
 
@@ -34,6 +35,8 @@ const LIST: &str = "/sys/kernel/security/apparmor/profiles";
 const LIST_BYTES_MAX: u64 = 4 << 20;
 /// Bytes of a file with one word or one name in it.
 const WORD_BYTES_MAX: u64 = 4096;
+/// How long a parser that hung is not tried again. Each try holds a thread up, and all who need the profile.
+const HUNG_FOR: Duration = Duration::from_secs(120);
 /// AppArmor's own directory, with what its parser knows.
 const CONFIG: &str = "/etc/apparmor.d";
 
@@ -145,8 +148,8 @@ pub struct AppArmor {
     enabled: bool,
     /// Holds the text that was given to the kernel, for the next start of the daemon.
     stamp: PathBuf,
-    /// Taken while the profile is loaded, so that it is loaded once.
-    loading: Mutex<()>,
+    /// Taken while the profile is loaded, so that it is loaded once. When the parser hung last: the next ones do not wait for it, too.
+    loading: Mutex<Option<Instant>>,
     warned: AtomicBool,
 }
 
@@ -163,7 +166,7 @@ impl AppArmor {
             enabled: places.enabled(),
             places,
             stamp: dir.join(DEFAULT_PROFILE),
-            loading: Mutex::new(()),
+            loading: Mutex::default(),
             warned: AtomicBool::new(false),
         }
     }
@@ -225,12 +228,19 @@ impl AppArmor {
 
     /// Makes sure that the kernel has our profile as this version wants it; others wait meanwhile.
     fn load(&self) -> Result<String> {
-        let _one_at_a_time = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hung = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
         let text = template::text(&template::Machine::look(&self.places.config));
         // Looked at every time: an administrator may unload what is not in a file of the machine's own.
         let current = read::text(&self.stamp, WORD_BYTES_MAX * 4).is_ok_and(|loaded| loaded == text);
         if !(current && self.places.loaded()?.contains(DEFAULT_PROFILE)) {
-            parser::load(&self.places.parser_dirs, &text)?;
+            if hung.is_some_and(|at| at.elapsed() < HUNG_FOR) {
+                let reason = format!("apparmor_parser hung less than {} s ago", HUNG_FOR.as_secs());
+                return Err(LsmError::Load { profile: DEFAULT_PROFILE, reason });
+            }
+            let begun = Instant::now();
+            let loaded = parser::load(&self.places.parser_dirs, &text);
+            *hung = (begun.elapsed() >= parser::TIME_MAX).then(Instant::now);
+            loaded?;
             if !self.places.loaded()?.contains(DEFAULT_PROFILE) {
                 let reason = "apparmor_parser was content, but the kernel does not list it".to_owned();
                 return Err(LsmError::Load { profile: DEFAULT_PROFILE, reason });

@@ -17,7 +17,7 @@ const PROGRAM: &str = "apparmor_parser";
 /// Where the program is looked for; the environment has no say.
 pub(super) const DIRS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
 /// How long the parser may take; some hundred milliseconds are usual.
-const TIME_MAX: Duration = Duration::from_secs(30);
+pub(super) const TIME_MAX: Duration = Duration::from_secs(30);
 /// Bytes of its words that an error repeats.
 const WORDS_BYTES_MAX: u64 = 1024;
 
