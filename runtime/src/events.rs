@@ -147,6 +147,15 @@ impl Told {
         self.listeners.retain(|listener| listener.upgrade().is_some_and(|queue| queue.push(&event)));
     }
 
+    /// Tells that a pod has stopped, if it has, once: the end of the shim and the end of the stop that ended it are noticed apart from
+    /// each other, in either order.
+    fn tell_stop(&mut self, daemon: &Daemon, pod: &Pod) {
+        let exists = |id: &str| daemon.pods.find_any(id).is_some();
+        if pod.state() == PodState::NotReady && self.first_stop(pod.id.as_str(), exists) {
+            self.tell(pod.id.as_str(), ContainerEventType::ContainerStoppedEvent, || look_at(daemon, pod));
+        }
+    }
+
     /// Whether this stop of a pod is news. `exists` tells which pods there are still.
     fn first_stop(&mut self, id: &str, exists: impl Fn(&str) -> bool) -> bool {
         let news = exists(id) && !self.stopped.contains(id);
@@ -237,6 +246,8 @@ pub(crate) fn claim_pod(daemon: &Daemon, pod: &Pod) {
         for what in [ContainerEventType::ContainerCreatedEvent, ContainerEventType::ContainerStartedEvent] {
             told.tell(pod.id.as_str(), what, || look_at(daemon, pod));
         }
+        // It may have lost its shim before anybody knew of it.
+        told.tell_stop(daemon, pod);
     }
 }
 
@@ -255,18 +266,13 @@ pub(crate) fn pod(daemon: &Daemon, pod: &Pod, what: ContainerEventType) {
         return;
     }
     let mut told = daemon.events.told();
-    // The end of the shim and the end of the stop that ended it are noticed apart from each other, in either order.
-    let exists = |id: &str| daemon.pods.find_any(id).is_some();
-    let news = match what {
-        ContainerEventType::ContainerStoppedEvent => {
-            pod.state() == PodState::NotReady && told.first_stop(pod.id.as_str(), exists)
-        }
+    match what {
+        ContainerEventType::ContainerStoppedEvent => told.tell_stop(daemon, pod),
         ContainerEventType::ContainerCreatedEvent
         | ContainerEventType::ContainerStartedEvent
-        | ContainerEventType::ContainerDeletedEvent => true,
-    };
-    if news {
-        told.tell(pod.id.as_str(), what, || look_at(daemon, pod));
+        | ContainerEventType::ContainerDeletedEvent => {
+            told.tell(pod.id.as_str(), what, || look_at(daemon, pod));
+        }
     }
 }
 
