@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crisp_lsm::apparmor::{self, AppArmor};
 use crisp_lsm::selinux::{self, Labels, Selinux};
-use crisp_proto::cri::PodSandboxConfig;
+use crisp_proto::cri::{self, PodSandboxConfig};
 use crisp_spec::{BindMount, ContainerConfig, SecurityLabels, SecurityRequest};
 
 use crate::config;
@@ -114,10 +114,15 @@ pub(crate) fn relabel(container: &Container, labels: &SecurityLabels, mounts: &[
     let Some(label) = &labels.mount else { return Ok(()) };
     let cancelled = || container.pod.state() != PodState::Ready;
     let record = container.record();
-    for (_, mount) in record.config.mounts.iter().zip(mounts).filter(|(request, _)| request.selinux_relabel) {
+    for (_, mount) in record.config.mounts.iter().zip(mounts).filter(|(request, _)| is_relabelled(request)) {
         crisp_lsm::selinux::relabel(&mount.source, label, &cancelled).doing("relabel a volume")?;
     }
     Ok(())
+}
+
+/// An image has the label by its mount, which is read-only; kubelets ask for it there, too.
+fn is_relabelled(mount: &cri::Mount) -> bool {
+    mount.selinux_relabel && mount.image.is_none()
 }
 
 /// The label of what is mounted for the pod's own PID 1. In a user namespace the kernel takes none from who mounts.
@@ -145,4 +150,17 @@ pub(crate) fn label_files(pod: &Pod) -> Result<()> {
 pub(crate) fn warm_up(daemon: &Arc<Daemon>) {
     let daemon = Arc::clone(daemon);
     tokio::task::spawn_blocking(move || daemon.lsm.warm_up());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_not_relabelled() {
+        let volume = cri::Mount { selinux_relabel: true, ..cri::Mount::default() };
+        let image = cri::Mount { image: Some(cri::ImageSpec::default()), ..volume.clone() };
+        let other = cri::Mount::default();
+        assert_eq!([&volume, &image, &other].map(is_relabelled), [true, false, false]);
+    }
 }

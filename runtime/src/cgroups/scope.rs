@@ -185,7 +185,8 @@ impl Scopes {
     }
 
     async fn try_make(self: &Arc<Self>, scope: &Scope, limits: &Resources) -> Result<()> {
-        let first = self.start_holder(None, Stay::ForGood).await?;
+        // Should the daemon be killed before the second one is there, nothing keeps a scope that nobody knows.
+        let first = self.start_holder(None, Stay::WithDaemon).await?;
         let request = ScopeRequest {
             unit: &scope.unit,
             slice: &scope.slice,
