@@ -16,6 +16,7 @@ tests![
     a_container_is_root_of_its_ids_alone,
     volumes_have_the_same_owners_on_both_sides,
     a_source_that_is_read_only_stays_so,
+    what_is_mounted_below_a_shared_volume_stays,
     what_cannot_be_mapped_is_an_error_by_its_path,
     containers_of_the_pod_share_what_it_owns,
     on_the_network_of_the_host,
@@ -188,6 +189,33 @@ fn a_source_that_is_read_only_stays_so(node: &mut Node, _: &mut Registry) -> Res
     let status = std::process::Command::new("umount").arg(&data).status()?;
     ensure!(status.success(), "umount {path}");
     same("seen", &seen?.as_str(), &"refused")
+}
+
+/// As on a node with systemd, where all mounts are shared.
+fn what_is_mounted_below_a_shared_volume_stays(node: &mut Node, _: &mut Registry) -> Result<()> {
+    let data = volume(node, "shared")?;
+    let (path, below) = (data.display().to_string(), data.join("below"));
+    let run = |program: &str, arguments: &[&str]| {
+        let status = std::process::Command::new(program).args(arguments).status()?;
+        ensure!(status.success(), "{program} {arguments:?}");
+        Ok(())
+    };
+    run("mount", &["-t", "tmpfs", "shared", &path])?;
+    run("mount", &["--make-shared", &path])?;
+    fs::create_dir(&below)?;
+    run("mount", &["-t", "tmpfs", "below", &below.display().to_string()])?;
+    fs::write(below.join("file"), "kept")?;
+    let seen = (|| {
+        let pod = node.run(pod(node, "shared"))?;
+        let mut config = container(node, "c", "ls /data/below; exec sleep 1000");
+        config.mounts = vec![mount(&data, "/data")];
+        let id = node.launch(&pod, &config)?;
+        let running = fs::read_dir(&below)?.count();
+        node.crictl(&["rm", "--force", &id])?;
+        anyhow::Ok((running, fs::read_dir(&below)?.count()))
+    })();
+    run("umount", &["--recursive", &path])?;
+    same("files on the node, beside the container and after it", &seen?, &(1, 1))
 }
 
 fn what_cannot_be_mapped_is_an_error_by_its_path(node: &mut Node, _: &mut Registry) -> Result<()> {
