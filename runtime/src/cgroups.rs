@@ -328,7 +328,6 @@ pub(crate) fn spec_path(daemon: &Daemon, container: &Container) -> Result<String
 ///
 /// # Errors
 /// As [`container_path`].
-#[expect(dead_code, reason = "for the statistics")]
 pub(crate) fn holders(pod: &Pod) -> Result<u64> {
     Ok(slice_of(pod)?.map_or(0, |_| HOLDERS.unsigned_abs()))
 }

@@ -125,7 +125,9 @@ fn container_facts(
     let record = container.record();
     let path = cgroups::container_path(container)?;
     let cgroup = daemon.cgroups.open(&path);
-    let stats = cgroup.stats().doing("read the container's cgroup")?;
+    let mut stats = cgroup.stats().doing("read the container's cgroup")?;
+    let ours = cgroups::holders(&container.pod)?;
+    stats.pids = stats.pids.map(|all| all.saturating_sub(ours));
     let pids = cgroup.processes().doing("list the container's processes")?;
     let kept = &daemon.stats.metrics;
     let facts = Facts {

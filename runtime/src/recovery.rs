@@ -51,6 +51,7 @@ pub(crate) async fn run(daemon: &Arc<Daemon>) -> Result<()> {
         Records::All => {
             let sweeping = Arc::clone(daemon);
             blocking::run(move || sweep(&sweeping)).await?;
+            sweep_networks(daemon);
             tokio::spawn(retry_stale_networks(Arc::downgrade(daemon)));
         }
         // What such a record describes may run: its network, layers and files cannot be told from leftovers.
@@ -234,12 +235,19 @@ async fn reopen_netlink(pod: &Arc<Pod>) {
     }
 }
 
-/// Removes what no record names: networks, writable layers, directories, layers.
+/// Detaches pods that are gone from their networks, in the background: plugins may take their time, and others begin meanwhile.
+fn sweep_networks(daemon: &Arc<Daemon>) {
+    let daemon = Arc::clone(daemon);
+    tokio::task::spawn_blocking(move || {
+        let is_live = |id: &SandboxId| daemon.pods.find_any(id.as_str()).is_some();
+        if let Err(error) = daemon.network.gc_where(&is_live) {
+            tracing::warn!(error = %crate::error::chain(&error), "clean up the networks of pods that are gone");
+        }
+    });
+}
+
+/// Removes what no record names: writable layers, directories, layers.
 fn sweep(daemon: &Daemon) -> Result<()> {
-    let live: Vec<SandboxId> = daemon.pods.all().iter().map(|pod| pod.id.clone()).collect();
-    if let Err(error) = daemon.network.gc(&live) {
-        tracing::warn!(error = %crate::error::chain(&error), "clean up the networks of pods that are gone");
-    }
     sweep_pods(daemon)?;
     let ids: HashSet<String> =
         daemon.containers.all().iter().map(|container| container.id.to_string()).collect();

@@ -324,6 +324,11 @@ fn count_pod(daemon: &Daemon, pod: &Pod) -> Result<Counted> {
         let processes = cgroup.processes().doing("list the pod's processes")?;
         counted.stats.pids = u64::try_from(processes.len()).ok();
     }
+    // What keeps the scopes of systemd is ours, not the pod's.
+    let scopes = daemon.containers_of(pod).iter().filter(|container| runs(container)).count()
+        + usize::from(pod.record().init.is_some());
+    let ours = cgroups::holders(pod)?.saturating_mul(scopes.try_into().unwrap_or(u64::MAX));
+    counted.stats.pids = counted.stats.pids.map(|all| all.saturating_sub(ours));
     Ok(counted)
 }
 

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::image_service::encoding;
 use crate::config::Handler;
-use crate::container::{self, Container};
 use crate::container::state::ContainerState;
+use crate::container::{self, Container};
 use crate::daemon::Daemon;
 use crate::error::Result;
 use crate::pod::{self, Pod};
@@ -65,6 +65,8 @@ pub(crate) fn container(daemon: &Daemon, container: &Container) -> Result<Info> 
         "config": serde_json::to_value(&*record.config).map_err(encoding)?,
         "runtimeSpec": spec,
         "privileged": security.is_some_and(|security| security.privileged),
+        "checkpointedAt": record.checkpoint.checkpointed_at.map(|at| at.0),
+        "restored": record.checkpoint.origin == crate::checkpoint::Origin::Checkpoint,
         "exit": serde_json::to_value(&record.state).map_err(encoding)?,
     });
     Ok(one("info", &value))
@@ -73,11 +75,17 @@ pub(crate) fn container(daemon: &Daemon, container: &Container) -> Result<Info> 
 /// Of a pod.
 pub(crate) fn pod(daemon: &Daemon, pod: &Pod) -> Result<Info> {
     let record = pod.record();
-    let namespaces: Vec<Value> = [("network", pod.dir.net()), ("ipc", pod.dir.ipc()), ("uts", pod.dir.uts())]
-        .into_iter()
-        .filter(|(_, path)| path.exists())
-        .map(|(kind, path)| json!({ "type": kind, "path": path }))
-        .collect();
+    let namespaces: Vec<Value> = [
+        ("user", pod.dir.user()),
+        ("network", pod.dir.net()),
+        ("ipc", pod.dir.ipc()),
+        ("uts", pod.dir.uts()),
+        ("pid", pod.dir.pid()),
+    ]
+    .into_iter()
+    .filter(|(_, path)| path.exists())
+    .map(|(kind, path)| json!({ "type": kind, "path": path }))
+    .collect();
     let attachment = daemon.network.attachment(&pod.id);
     let (runtime_type, runtime_options) = handler(daemon, pod);
     let value = json!({
