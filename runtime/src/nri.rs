@@ -114,11 +114,6 @@ pub(crate) async fn run_pod(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> 
     let Err(refused) = Box::pin(plugins.run_pod(message.clone())).await else { return Ok(()) };
     log(Box::pin(plugins.stop_pod(message.clone())).await);
     log(Box::pin(plugins.remove_pod(message)).await);
-    let told = Arc::clone(pod);
-    // The undoing stops it, which is told by now.
-    if let Err(error) = blocking::run(move || told.update(|record| record.stop_told = true)).await {
-        tracing::warn!(pod_id = %pod.id, %error, "record that the plugins were told");
-    }
     Err(refused).doing("ask the plugins about the pod")
 }
 

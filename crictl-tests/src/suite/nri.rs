@@ -23,6 +23,8 @@ tests![
     #[options(plugins)]
     a_refusal_leaves_nothing,
     #[options(plugins)]
+    what_failed_before_plugins_were_asked_is_not_told,
+    #[options(plugins)]
     a_plugin_that_hangs_is_disconnected,
     #[options(plugins)]
     a_dead_plugin_holds_up_nothing,
@@ -145,6 +147,16 @@ fn two_plugins_that_want_the_same_are_named(node: &mut Node, _: &mut Registry) -
             .context("after one of them left")
     })?;
     Ok(())
+}
+
+fn what_failed_before_plugins_were_asked_is_not_told(node: &mut Node, _: &mut Registry) -> Result<()> {
+    let plugin = Plugin::join(&socket(node), "10", |_| Reply::Fine)?;
+    let mut config = node.pod("unlucky");
+    let linux = config.linux.get_or_insert_default();
+    linux.sysctls = [("net.ipv4.there_is_none".to_owned(), "1".to_owned())].into();
+    node.cri.run_pod(&config, "").err().context("a pod with a sysctl that is none runs")?;
+    let methods: Vec<String> = plugin.calls().into_iter().map(|call| call.method).collect();
+    same("told", &methods, &Vec::<String>::new())
 }
 
 fn a_refusal_leaves_nothing(node: &mut Node, _: &mut Registry) -> Result<()> {

@@ -301,6 +301,9 @@ fn target(daemon: &Daemon, pod: &Pod, id: &str) -> Result<Process> {
 /// Takes a half-made pod apart. What cannot be undone stays as a pod that is not ready, so that a client's stop can finish it.
 async fn undo(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
     let undone = async {
+        // Plugins have not heard of it, or of its end as well.
+        let unheard = Arc::clone(pod);
+        blocking::run(move || unheard.update(|record| record.stop_told = true)).await?;
         stop::stop(daemon, pod).await?;
         stop::forget(daemon, pod).await
     };
