@@ -24,6 +24,7 @@ tests![
     tells_a_pods_life_in_order,
     shows_what_is_there_first,
     tells_a_failed_start_and_a_dead_shim,
+    tells_a_dead_pid_1,
     cuts_off_a_slow_reader_alone,
     streams_end_with_the_daemon,
     crictl_shows_events,
@@ -221,15 +222,40 @@ fn tells_a_failed_start_and_a_dead_shim(node: &mut Node, _: &mut Registry) -> Re
     same("last", &deleted[2].container_id, &pod.id)
 }
 
-/// Kills the process whose command line names the pod.
+fn tells_a_dead_pid_1(node: &mut Node, _: &mut Registry) -> Result<()> {
+    let listener = Listener::new(node)?;
+    let mut config = node.pod("shared");
+    let options = cri::NamespaceOption { pid: cri::NamespaceMode::Pod.into(), ..Default::default() };
+    let linux = config.linux.get_or_insert_default();
+    linux.security_context.get_or_insert_default().namespace_options = Some(options);
+    let pod = node.run(config)?;
+    listener.take(2)?;
+    let shim = shim_of(&pod)?.as_raw_nonzero();
+    let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"))?;
+    let init = children.split_whitespace().next().context("the pod has no PID 1")?.parse()?;
+    rustix::process::kill_process(rustix::process::Pid::from_raw(init).context("pid")?, Signal::KILL)?;
+    let stopped = listener.take(1)?;
+    same("the death of PID 1", &gist(&stopped[0]), &(pod.id.as_str(), Type::ContainerStoppedEvent))?;
+    let status = stopped[0].pod_sandbox_status.as_ref().context("no status")?;
+    same("state", &status.state(), &PodSandboxState::SandboxNotready)?;
+    // The stop finds a pod that has stopped, and tells nothing more of it.
+    node.cri.stop_pod(&pod.id)?;
+    node.cri.remove_pod(&pod.id)?;
+    same("last", &gist(&listener.take(1)?[0]), &(pod.id.as_str(), Type::ContainerDeletedEvent))
+}
+
 fn kill_shim(pod: &Pod) -> Result<()> {
+    Ok(rustix::process::kill_process(shim_of(pod)?, Signal::KILL)?)
+}
+
+/// The process whose command line names the pod.
+fn shim_of(pod: &Pod) -> Result<rustix::process::Pid> {
     for entry in std::fs::read_dir("/proc")? {
         let Ok(pid) = entry?.file_name().to_string_lossy().parse::<i32>() else { continue };
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).into_owned();
         if line.contains("crisp-shim") && line.contains(&pod.id) {
-            let pid = rustix::process::Pid::from_raw(pid).context("pid")?;
-            return Ok(rustix::process::kill_process(pid, Signal::KILL)?);
+            return rustix::process::Pid::from_raw(pid).context("pid");
         }
     }
     bail!("the pod has no shim")
