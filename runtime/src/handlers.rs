@@ -12,6 +12,7 @@ use crisp_sys::userns::{IdMap, with_mapping};
 use serde::Deserialize;
 
 use crate::config::Handler;
+use crate::container::views;
 
 /// How long a program may take to tell its features.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -47,14 +48,15 @@ impl Features {
 /// Makes a root filesystem as one in a user namespace has it, on the very file systems: kernels before 5.19 and some file systems
 /// cannot.
 fn maps_root_filesystems(layers: &LayerStore, scratch: &Path) -> bool {
-    let target = scratch.join("probe");
+    let dir = scratch.join("probe");
     let attempt = || -> Result<(), Box<dyn std::error::Error>> {
         let userns = with_mapping(&IdMap::shifted(65_536, 65_536))?;
-        // What a probe before this one left.
-        Rootfs::unmount(&target)?;
-        let ids = MappedIds { userns: userns.as_fd(), scratch };
-        Rootfs::mount_read_only_for(layers, &[], &target, Some(ids))?;
-        Ok(Rootfs::unmount(&target)?)
+        // As a daemon that was killed here left it.
+        views::release(&dir)?;
+        crisp_store::ensure_dir(&dir)?;
+        let ids = MappedIds { userns: userns.as_fd(), scratch: &dir };
+        Rootfs::mount_read_only_for(layers, &[], &dir.join("rootfs"), Some(ids))?;
+        Ok(views::release(&dir)?)
     };
     attempt()
         .inspect_err(|error| tracing::info!(error = %crate::error::chain(error.as_ref()), "no user namespaces for pods"))
