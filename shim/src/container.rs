@@ -217,6 +217,8 @@ impl Container {
 pub(crate) struct Exec {
     pub(crate) container: u32,
     pub(crate) id: String,
+    /// Of whoever asked for it and hears its end.
+    pub(crate) connection: u32,
     /// Until it is answered.
     pub(crate) asker: Option<Asker>,
     pub(crate) failure: Option<String>,

@@ -31,6 +31,8 @@ const KILL_PAUSE_MIN: Duration = Duration::from_millis(5);
 const KILL_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How long a runtime binary may take to begin an exec.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(100);
+/// How long an exec without a client lives on, to put its things in order; a daemon says the same of clients that leave it.
+const HANG_UP_GRACE: Duration = Duration::from_secs(5);
 /// How long the end of a killed exec waits for what it started.
 const TREE_KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -71,6 +73,7 @@ impl Server {
         let mut exec = Exec {
             container: key,
             id: order.exec_id,
+            connection: asker.connection,
             asker: Some(asker),
             failure: None,
             process: None,
@@ -272,6 +275,13 @@ impl Server {
             Kill::No => exec.deadline,
             Kill::Asked | Kill::TimeUp => exec.kill_again.map(|(at, _)| at),
         })
+    }
+
+    /// With the connection to its daemon an exec has lost its client.
+    pub(crate) fn hang_up_execs(&mut self, connection: u32) {
+        for exec in self.execs.values_mut().filter(|exec| exec.connection == connection) {
+            exec.kill_at(HANG_UP_GRACE);
+        }
     }
 
     /// Execs die with their container, also where its init was not the first process of their PID namespace.

@@ -224,6 +224,7 @@ impl Server {
         if let Some(connection) = self.connections.remove(&key) {
             self.epoll.remove(connection.fd());
         }
+        self.hang_up_execs(key);
     }
 
     fn set_interest(&self, key: u32) {

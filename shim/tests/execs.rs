@@ -54,6 +54,28 @@ fn a_terminal_has_its_size_before_the_program_runs_and_is_the_clients() {
 }
 
 #[test]
+fn what_does_not_end_with_its_daemon_is_killed_after_the_grace() {
+    as_root(|| {
+        let mut pod = Pod::new();
+        let setup = pod.container(&["sleep", "1000"]);
+        pod.run(&setup);
+        let process = setup.exec_process(&["sh", "-c", "trap '' HUP; (sleep 1001 &); exec sleep 1002"]);
+        let (id, began) = pod.daemon.exec_from_file(&setup, &process);
+        began.unwrap();
+        let mut next = pod::Daemon::connect(&pod.path().join("shim.sock"));
+        let (other, began) = next.exec_from_file(&setup, &setup.exec_process(&["sleep", "1003"]));
+        began.unwrap();
+        pod.daemon = next;
+        assert_eq!(pod.daemon.exec_exit(&id).0.signal, 9);
+        // The container, and what the new daemon has begun, are not touched.
+        assert_eq!(pod.daemon.hello().containers[0].phase, 1);
+        pod.daemon.signal(&setup.id, 9);
+        pod.daemon.exec_exit(&other);
+        eventually("nothing left", || pod.cgroups.processes().is_empty().then_some(()));
+    });
+}
+
+#[test]
 fn what_does_not_end_with_its_client_is_killed_after_the_grace() {
     as_root(|| {
         let mut pod = Pod::new();
