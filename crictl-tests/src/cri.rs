@@ -184,6 +184,47 @@ impl Cri {
         Ok((answer.exit_code, text(answer.stdout), text(answer.stderr)))
     }
 
+    /// Where a command with these ends can be run: its address.
+    ///
+    /// # Errors
+    /// The call's status.
+    pub fn exec_url(&self, container: &str, command: &[&str]) -> Result<String, Status> {
+        let request = cri::ExecRequest {
+            container_id: container.to_owned(),
+            cmd: command.iter().map(|part| (*part).to_owned()).collect(),
+            stdin: true,
+            stdout: true,
+            stderr: true,
+            tty: false,
+        };
+        Ok(self.runtime(|mut c| async move { c.exec(request).await })?.url)
+    }
+
+    /// Where a client attaches to a container without a terminal.
+    ///
+    /// # Errors
+    /// The call's status.
+    pub fn attach_url(&self, container: &str, stdin: bool) -> Result<String, Status> {
+        let request = cri::AttachRequest {
+            container_id: container.to_owned(),
+            stdin,
+            stdout: true,
+            stderr: true,
+            tty: false,
+        };
+        Ok(self.runtime(|mut c| async move { c.attach(request).await })?.url)
+    }
+
+    /// Where a client reaches a port of the pod.
+    ///
+    /// # Errors
+    /// The call's status.
+    pub fn forward_url(&self, pod: &str, port: u16) -> Result<String, Status> {
+        let request =
+            cri::PortForwardRequest { pod_sandbox_id: pod.to_owned(), port: vec![i32::from(port)] };
+        Ok(self.runtime(|mut c| async move { c.port_forward(request).await })?.url)
+    }
+
     /// Pulls an image, gives its id.
     ///
     /// # Errors

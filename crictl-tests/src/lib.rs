@@ -18,6 +18,7 @@ pub mod leaks;
 pub mod node;
 pub mod objects;
 pub mod paths;
+pub mod peer;
 pub mod plugin;
 pub mod prepare;
 pub mod registry;

@@ -264,7 +264,9 @@ impl Node {
         Ok(String::from_utf8_lossy(&done.stderr).into_owned())
     }
 
-    fn crictl_command(&self, arguments: &[&str]) -> Command {
+    /// `crictl` on this node, not started yet.
+    #[must_use]
+    pub fn crictl_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(paths::tools().join("crictl"));
         let endpoint = format!("unix://{}", self.socket().display());
         command.args(["--config", "/dev/null", "--timeout", "60s", "--runtime-endpoint", &endpoint]);

@@ -1,5 +1,5 @@
 //! A client for HTTP, TLS whose certificate nobody checks, and WebSocket (RFC 6455): what a test needs of them.
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +13,15 @@ use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureSch
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of a head.
 const HEAD_BYTES_MAX: usize = 64 << 10;
+/// What is read at a time, so that the client is not what a measurement shows.
+const READ_BYTES: usize = 128 << 10;
 
 trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
 /// A connection for one request.
 #[expect(missing_debug_implementations, reason = "the stream is whatever it is")]
-pub struct Client(Box<dyn Stream>);
+pub struct Client(BufReader<Box<dyn Stream>>);
 
 impl Client {
     /// A connection to a port of the loopback.
@@ -31,7 +33,7 @@ impl Client {
             TcpStream::connect(("127.0.0.1", port)).with_context(|| format!("connect to port {port}"))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
-        Ok(Self(Box::new(stream)))
+        Ok(Self(BufReader::with_capacity(READ_BYTES, Box::new(stream))))
     }
 
     /// The same with TLS; any certificate will do.
@@ -49,7 +51,8 @@ impl Client {
             .with_custom_certificate_verifier(Arc::new(Anybody))
             .with_no_client_auth();
         let connection = ClientConnection::new(Arc::new(config), ServerName::try_from("localhost")?)?;
-        Ok(Self(Box::new(StreamOwned::new(connection, stream))))
+        let stream = Box::new(StreamOwned::new(connection, stream));
+        Ok(Self(BufReader::with_capacity(READ_BYTES, stream)))
     }
 
     /// The body of the answer.
@@ -57,8 +60,9 @@ impl Client {
     /// # Errors
     /// When the answer is no success.
     pub fn request(mut self, method: &str, path: &str) -> Result<Vec<u8>> {
-        write!(self.0, "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")?;
-        self.0.flush()?;
+        self.send(
+            format!("{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n").as_bytes(),
+        )?;
         let (status, _) = self.head()?;
         let mut body = Vec::new();
         match self.0.read_to_end(&mut body) {
@@ -70,8 +74,45 @@ impl Client {
         Ok(body)
     }
 
+    /// A connection to the server of an address, and the path to ask it for.
+    ///
+    /// # Errors
+    /// When the address has no port, or nobody listens.
+    pub fn of(url: &str) -> Result<(Self, String)> {
+        let (scheme, rest) = url.split_once("://").with_context(|| format!("address {url}"))?;
+        let (authority, path) = rest.split_once('/').with_context(|| format!("path of {url}"))?;
+        let port = authority.rsplit(':').next().and_then(|port| port.parse().ok());
+        let port = port.with_context(|| format!("port of {url}"))?;
+        let client = if scheme == "https" { Self::tls(port)? } else { Self::plain(port)? };
+        Ok((client, format!("/{path}")))
+    }
+
+    /// Sends bytes as they are.
+    ///
+    /// # Errors
+    /// When the connection broke.
+    pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        self.0.get_mut().write_all(bytes)?;
+        Ok(self.0.get_mut().flush()?)
+    }
+
+    /// Reads until the server ends the connection; how many bytes came.
+    ///
+    /// # Errors
+    /// When it has not after half a minute.
+    pub fn ends(&mut self) -> Result<u64> {
+        match std::io::copy(&mut self.0, &mut std::io::sink()) {
+            // What we sent was not read to its end: an end too.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(0),
+            other => other.context("the server does not end the connection"),
+        }
+    }
+
     /// Status and text of the answer's head.
-    fn head(&mut self) -> Result<(u16, String)> {
+    ///
+    /// # Errors
+    /// When no answer comes.
+    pub fn head(&mut self) -> Result<(u16, String)> {
         let mut head = Vec::new();
         let mut byte = [0];
         while !head.ends_with(b"\r\n\r\n") {
@@ -89,13 +130,12 @@ impl Client {
     /// # Errors
     /// When the server refuses.
     pub fn websocket(mut self, path: &str, protocol: &str) -> Result<WebSocket> {
-        write!(
-            self.0,
+        let head = format!(
             "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: Y3Jpc3AgdGVzdHMgaGVyZQ==\r\n\
              Sec-WebSocket-Protocol: {protocol}\r\n\r\n"
-        )?;
-        self.0.flush()?;
+        );
+        self.send(head.as_bytes())?;
         let (status, head) = self.head()?;
         ensure!(status == 101, "{path}: {head}");
         ensure!(head.contains(protocol), "another protocol: {head}");
@@ -105,7 +145,7 @@ impl Client {
 
 /// The client's end of a WebSocket.
 #[expect(missing_debug_implementations, reason = "the stream is whatever it is")]
-pub struct WebSocket(Box<dyn Stream>);
+pub struct WebSocket(BufReader<Box<dyn Stream>>);
 
 /// What came over a WebSocket.
 #[derive(Debug, PartialEq, Eq)]
@@ -143,8 +183,14 @@ impl WebSocket {
         }
         frame.extend_from_slice(&[0; 4]);
         frame.extend_from_slice(payload);
-        self.0.write_all(&frame)?;
-        Ok(self.0.flush()?)
+        self.0.get_mut().write_all(&frame)?;
+        Ok(self.0.get_mut().flush()?)
+    }
+
+    /// The bare connection, to break the protocol on.
+    #[must_use]
+    pub fn into_inner(self) -> Client {
+        Client(self.0)
     }
 
     /// The next message; pings are answered.
@@ -152,26 +198,35 @@ impl WebSocket {
     /// # Errors
     /// When the connection broke or nothing comes for half a minute.
     pub fn receive(&mut self) -> Result<Message> {
+        let mut payload = Vec::new();
+        Ok(if self.receive_into(&mut payload)? { Message::Binary(payload) } else { Message::Closed })
+    }
+
+    /// The same into memory that is used again; `false` when the other side is done.
+    ///
+    /// # Errors
+    /// As [`WebSocket::receive`].
+    pub fn receive_into(&mut self, payload: &mut Vec<u8>) -> Result<bool> {
         loop {
             let mut head = [0; 2];
             if let Err(error) = self.0.read_exact(&mut head) {
                 return match error.kind() {
-                    std::io::ErrorKind::UnexpectedEof => Ok(Message::Closed),
+                    std::io::ErrorKind::UnexpectedEof => Ok(false),
                     _ => Err(error.into()),
                 };
             }
-            let payload = self.payload(head[1])?;
+            self.payload(head[1], payload)?;
             match head[0] & 0x0f {
-                1 | 2 if head[0] & 0x80 != 0 => return Ok(Message::Binary(payload)),
-                8 => return Ok(Message::Closed),
-                9 => self.frame(10, &payload)?,
+                1 | 2 if head[0] & 0x80 != 0 => return Ok(true),
+                8 => return Ok(false),
+                9 => self.frame(10, payload)?,
                 10 => {}
                 other => bail!("opcode {other} in a frame with the first byte {:#x}", head[0]),
             }
         }
     }
 
-    fn payload(&mut self, second: u8) -> Result<Vec<u8>> {
+    fn payload(&mut self, second: u8, payload: &mut Vec<u8>) -> Result<()> {
         ensure!(second & 0x80 == 0, "a server's frame is masked");
         let length = match second {
             126 => {
@@ -186,9 +241,8 @@ impl WebSocket {
             }
             short => u64::from(short),
         };
-        let mut payload = vec![0; usize::try_from(length)?];
-        self.0.read_exact(&mut payload)?;
-        Ok(payload)
+        payload.resize(usize::try_from(length)?, 0);
+        Ok(self.0.read_exact(payload)?)
     }
 }
 

@@ -13,6 +13,14 @@ tests![
     lists_and_filters,
     updates_resources,
     answers_unknown_and_ambiguous_ids,
+    commands_that_need_no_pod,
+    every_list_has_every_form,
+    every_inspection_has_every_form,
+    logs_in_every_way,
+    runs_a_container_in_one_go,
+    follows_events,
+    stops_and_removes_all,
+    writes_a_checkpoint_or_says_what_it_needs,
 ];
 
 const PREFIX: usize = 10;
@@ -236,4 +244,195 @@ fn answers_unknown_and_ambiguous_ids(node: &mut Node, _: &mut Registry) -> Resul
     let error = node.crictl_fails(&["inspectp", digit])?;
     ensure!(error.contains("ambiguous"), "{error}");
     Ok(())
+}
+
+/// Standard output of a command that must not be silent.
+fn says(node: &Node, arguments: &[&str]) -> Result<String> {
+    let text = node.crictl(arguments)?;
+    ensure!(!text.trim().is_empty(), "crictl {arguments:?} says nothing");
+    Ok(text)
+}
+
+fn commands_that_need_no_pod(node: &mut Node, _: &mut Registry) -> Result<()> {
+    let version = says(node, &["version"])?;
+    ensure!(
+        version.contains("RuntimeName:  crisp") && version.contains("RuntimeApiVersion:  v1"),
+        "{version}"
+    );
+    for shell in ["bash", "zsh", "fish"] {
+        ensure!(says(node, &["completion", shell])?.contains("crictl"), "completion for {shell}");
+    }
+    let driver = says(node, &["runtime-config"])?;
+    ensure!(driver.contains("CGROUPFS") || driver.contains("SYSTEMD"), "{driver}");
+    node.crictl(&["update-runtime-config", "--pod-cidr", "10.9.0.0/24"])?;
+    // It is remembered, also over a reboot.
+    node.rebase()?;
+    for form in ["json", "yaml"] {
+        ensure!(says(node, &["info", "-o", form])?.contains("RuntimeReady"), "info -o {form}");
+    }
+    let ready = node.crictl(&[
+        "info",
+        "-o",
+        "go-template",
+        "--template",
+        "{{range .status.conditions}}{{.status}} {{end}}",
+    ])?;
+    ensure!(ready.contains("true"), "{ready}");
+    configures(node)?;
+    for command in ["", "exec", "port-forward", "checkpoint", "metricsp"] {
+        let arguments: &[&str] = if command.is_empty() { &["help"] } else { &["help", command] };
+        ensure!(says(node, arguments)?.contains("USAGE"), "help {command}");
+    }
+    Ok(())
+}
+
+/// The configuration is a file of crictl's own; the daemon is found by it.
+fn configures(node: &Node) -> Result<()> {
+    let file = node.dir().join("crictl.yaml").display().to_string();
+    std::fs::write(&file, "")?;
+    let crictl = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(crate::paths::tools().join("crictl"));
+        crate::command::output(command.args(["--config", &file]).args(arguments))
+    };
+    let endpoint = format!("unix://{}", node.socket().display());
+    crictl(&["config", "--set", &format!("runtime-endpoint={endpoint},image-endpoint={endpoint}")])?;
+    same("config --get", &crictl(&["config", "--get", "runtime-endpoint"])?.trim(), &endpoint.as_str())?;
+    ensure!(crictl(&["config", "--list"])?.contains(&endpoint), "config --list");
+    ensure!(crictl(&["version"])?.contains("crisp"), "by the configured endpoint");
+    Ok(())
+}
+
+fn every_list_has_every_form(node: &mut Node, _: &mut Registry) -> Result<()> {
+    let (pod, id) = node.one("forms", &["sleep", "1000"])?;
+    for (list, name, shown) in [
+        ("ps", id.as_str(), &id[..13]),
+        ("pods", pod.id.as_str(), &pod.id[..13]),
+        ("images", BUSYBOX, "e2e-test-images/busybox"),
+        ("stats", id.as_str(), &id[..13]),
+        ("statsp", pod.id.as_str(), &pod.id[..13]),
+    ] {
+        for form in ["json", "yaml"] {
+            ensure!(says(node, &[list, "-o", form])?.contains(name), "{list} -o {form} without {name}");
+        }
+        let table = says(node, &[list, "-o", "table"])?;
+        ensure!(table.contains(shown), "{list} as a table without {shown}: {table}");
+    }
+    for list in ["ps", "pods", "images"] {
+        ensure!(says(node, &[list, "-v"])?.contains("ID: "), "{list} -v");
+    }
+    ensure!(says(node, &["images", "--digests", "--pinned"])?.contains("DIGEST"), "images --digests");
+    for form in ["json", "yaml"] {
+        ensure!(
+            says(node, &["metricdescs", "-o", form])?.contains("container_cpu_usage_seconds_total"),
+            "metricdescs"
+        );
+        ensure!(says(node, &["metricsp", "-o", form])?.contains(&pod.id), "metricsp -o {form}");
+        ensure!(says(node, &["imagefsinfo", "-o", form])?.contains("usedBytes"), "imagefsinfo -o {form}");
+    }
+    ensure!(says(node, &["imagefsinfo", "-o", "table"])?.contains("Mountpoint"), "imagefsinfo as a table");
+    Ok(())
+}
+
+fn every_inspection_has_every_form(node: &mut Node, _: &mut Registry) -> Result<()> {
+    let (pod, id) = node.one("forms", &["sleep", "1000"])?;
+    let image = node.cri.images()?.first().context("an image")?.id.clone();
+    for (command, name) in [("inspect", &id), ("inspectp", &pod.id), ("inspecti", &image)] {
+        for form in ["json", "yaml", "table"] {
+            let text = says(node, &[command, "-o", form, name])?;
+            ensure!(text.contains(name.as_str()), "{command} -o {form}: {text}");
+        }
+        let template = ["-o", "go-template", "--template", "{{.status.id}}"];
+        let text = node.crictl(&[&[command], &template[..], &[name]].concat())?;
+        same(command, &text.trim(), &name.as_str())?;
+        let quiet = node.crictl_json(&[command, "-q", name])?;
+        ensure!(
+            quiet.get("info").is_none_or(|info| info.as_object().is_none_or(|info| info.is_empty())),
+            "{command} -q: {quiet}"
+        );
+    }
+    Ok(())
+}
+
+fn logs_in_every_way(node: &mut Node, _: &mut Registry) -> Result<()> {
+    let script = "echo one; echo two >&2; echo three; sleep 0.5; echo four";
+    let (_, id) = node.one("logs", &["sh", "-c", script])?;
+    // Follows until the container ends.
+    same("followed", &node.crictl(&["logs", "-f", &id])?.lines().count().min(4), &3)?;
+    node.wait_exit(&id)?;
+    let texts = |arguments: &[&str]| node.crictl(&[&["logs"], arguments, &[id.as_str()]].concat());
+    same("stdout", &texts(&["-s", "stdout"])?.as_str(), &"one\nthree\nfour\n")?;
+    same("the last", &texts(&["--tail", "1"])?.as_str(), &"four\n")?;
+    same("stamped", &texts(&["-t", "--tail", "1"])?.ends_with("Z four\n"), &true)?;
+    same("of the last hour", &texts(&["--since", "1h", "-s", "stdout"])?.lines().count(), &3)?;
+    Ok(())
+}
+
+fn runs_a_container_in_one_go(node: &mut Node, _: &mut Registry) -> Result<()> {
+    let (pod_file, container_file) = files(node, "once", &["sleep", "1000"])?;
+    let id = node.crictl(&["run", "--no-pull", &container_file, &pod_file])?.trim().to_owned();
+    same("state", &node.crictl_json(&["inspect", &id])?["status"]["state"], &json!("CONTAINER_RUNNING"))?;
+    same("exec", &node.crictl(&["exec", &id, "echo", "hi"])?.as_str(), &"hi\n")
+}
+
+fn follows_events(node: &mut Node, _: &mut Registry) -> Result<()> {
+    let log = node.dir().join("events.json");
+    for (form, expected) in [("json", "CONTAINER_STOPPED_EVENT"), ("yaml", "CONTAINER_STOPPED_EVENT")] {
+        let (_, id) = node.one(&format!("events-{form}"), &["sleep", "1000"])?;
+        let mut command = node.crictl_command(&["events", "-o", form]);
+        let file = std::fs::File::create(&log)?;
+        let mut client = command.stdout(file).stderr(std::process::Stdio::null()).spawn()?;
+        // Nothing tells when the client listens: containers are started until one is seen.
+        let other = node.run(node.pod(&format!("other-{form}")))?;
+        let mut number = 0;
+        let seen = eventually(Seconds(10), || {
+            number += 1;
+            node.launch(&other, &node.container(&format!("c{number}"), &["true"]))?;
+            ensure!(std::fs::read_to_string(&log)?.contains("CONTAINER_STARTED_EVENT"), "no start is told");
+            Ok(())
+        });
+        let stopped = seen.and_then(|()| node.cri.stop(&id, 0).map_err(Into::into)).and_then(|()| {
+            eventually(Seconds(5), || {
+                let text = std::fs::read_to_string(&log)?;
+                ensure!(text.contains(expected) && text.contains(&id), "{expected} of {id} in {text}");
+                Ok(())
+            })
+        });
+        client.kill()?;
+        client.wait()?;
+        stopped.with_context(|| format!("events -o {form}"))?;
+    }
+    Ok(())
+}
+
+fn stops_and_removes_all(node: &mut Node, _: &mut Registry) -> Result<()> {
+    for number in 0..3 {
+        node.one(&format!("all-{number}"), &["sleep", "1000"])?;
+    }
+    node.crictl(&["stop", "-a"])?;
+    same("running", &node.crictl(&["ps", "-q"])?.as_str(), &"")?;
+    same("exited", &node.crictl(&["ps", "-a", "-q"])?.lines().count(), &3)?;
+    node.crictl(&["rm", "-a"])?;
+    same("left", &node.crictl(&["ps", "-a", "-q"])?.as_str(), &"")?;
+    let (pod, _) = node.one("running", &["sleep", "1000"])?;
+    let error = node.crictl_fails(&["rmp", &pod.id])?;
+    ensure!(error.contains("running"), "{error}");
+    node.crictl(&["rmp", "-a", "-f"])?;
+    same("pods", &node.crictl(&["pods", "-q"])?.as_str(), &"")?;
+    node.crictl(&["rmi", "--prune"])?;
+    same("images", &node.crictl(&["images", "-q"])?.as_str(), &"")
+}
+
+fn writes_a_checkpoint_or_says_what_it_needs(node: &mut Node, _: &mut Registry) -> Result<()> {
+    let (_, id) = node.one("checkpoint", &["sleep", "1000"])?;
+    let archive = node.dir().join("checkpoint.tar");
+    let done =
+        node.crictl_command(&["checkpoint", "--export", &archive.display().to_string(), &id]).output()?;
+    if done.status.success() {
+        ensure!(archive.metadata()?.len() > 0, "the archive is empty");
+    } else {
+        let error = String::from_utf8_lossy(&done.stderr).into_owned();
+        ensure!(error.to_lowercase().contains("criu"), "what is missing is not named: {error}");
+        ensure!(!archive.exists(), "a part of an archive is left");
+    }
+    same("state", &node.crictl_json(&["inspect", &id])?["status"]["state"], &json!("CONTAINER_RUNNING"))
 }

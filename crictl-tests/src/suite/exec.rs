@@ -15,7 +15,6 @@ tests![
     does_not_wait_for_what_stays_in_the_background,
     bounds_its_output,
     many_at_once,
-    streams_come_with_the_next_issue,
 ];
 
 fn gives_code_and_both_streams(node: &mut Node, _: &mut Registry) -> Result<()> {
@@ -135,25 +134,4 @@ fn many_at_once(node: &mut Node, _: &mut Registry) -> Result<()> {
         same("stdout", &String::from_utf8_lossy(&stdout).into_owned(), &format!("{number}\n"))?;
     }
     Ok(())
-}
-
-fn streams_come_with_the_next_issue(node: &mut Node, _: &mut Registry) -> Result<()> {
-    let (pod, id) = node.one("streams", &["sleep", "1000"])?;
-    let exec = cri::ExecRequest {
-        container_id: id.clone(),
-        cmd: vec!["true".into()],
-        stdout: true,
-        ..Default::default()
-    };
-    let exec = node.cri.runtime(|mut c| async move { c.exec(exec).await }).err().map(|status| status.code());
-    let attach = cri::AttachRequest { container_id: id, stdout: true, ..Default::default() };
-    let attach =
-        node.cri.runtime(|mut c| async move { c.attach(attach).await }).err().map(|status| status.code());
-    let forward = cri::PortForwardRequest { pod_sandbox_id: pod.id, port: vec![80] };
-    let forward = node
-        .cri
-        .runtime(|mut c| async move { c.port_forward(forward).await })
-        .err()
-        .map(|status| status.code());
-    same("codes", &[exec, attach, forward], &[Some(Code::Unimplemented); 3])
 }

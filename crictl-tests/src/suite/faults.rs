@@ -246,13 +246,11 @@ fn a_failed_start_leaves_nothing(node: &mut Node, _: &mut Registry) -> Result<()
 }
 
 fn what_is_not_built_is_unimplemented(node: &mut Node, _: &mut Registry) -> Result<()> {
-    let (pod, id) = node.one("later", &["sleep", "1000"])?;
-    let checkpoint = cri::CheckpointContainerRequest { container_id: id, ..Default::default() };
-    let checkpoint = node.cri.runtime(|mut c| async move { c.checkpoint_container(checkpoint).await });
-    same("CheckpointContainer", &checkpoint.err().map(|status| status.code()), &Some(Code::Unimplemented))?;
-    let metrics = cri::ListMetricDescriptorsRequest {};
-    let metrics = node.cri.runtime(|mut c| async move { c.list_metric_descriptors(metrics).await });
-    same("ListMetricDescriptors", &metrics.err().map(|status| status.code()), &Some(Code::Unimplemented))?;
-    drop(pod);
-    Ok(())
+    let pod = node.run(node.pod("later"))?;
+    let checkpoint = cri::CheckpointPodRequest { pod_sandbox_id: pod.id, ..Default::default() };
+    let checkpoint = node.cri.runtime(|mut c| async move { c.checkpoint_pod(checkpoint).await });
+    same("CheckpointPod", &checkpoint.err().map(|status| status.code()), &Some(Code::Unimplemented))?;
+    let restore = cri::RestorePodRequest::default();
+    let restore = node.cri.runtime(|mut c| async move { c.restore_pod(restore).await });
+    same("RestorePod", &restore.err().map(|status| status.code()), &Some(Code::Unimplemented))
 }

@@ -27,6 +27,7 @@ mod pod;
 mod replay;
 mod restart;
 mod stats;
+pub(crate) mod streaming;
 mod userns;
 
 /// Port of the registry inside the namespaces.
@@ -65,6 +66,10 @@ fn all() -> Vec<(&'static str, &'static Test)> {
         ("pod", pod::TESTS),
         ("container", container::TESTS),
         ("exec", exec::TESTS),
+        ("streaming", streaming::TESTS),
+        ("streaming", streaming::forward::TESTS),
+        ("streaming", streaming::bad::TESTS),
+        ("streaming", streaming::cycles::TESTS),
         ("mounts", mounts::TESTS),
         ("network", network::TESTS),
         ("stats", stats::TESTS),
