@@ -17,6 +17,7 @@ tests![
     volumes_have_the_same_owners_on_both_sides,
     a_source_that_is_read_only_stays_so,
     what_is_mounted_below_a_shared_volume_stays,
+    what_a_killed_daemon_left_mounted_is_not_emptied,
     what_cannot_be_mapped_is_an_error_by_its_path,
     containers_of_the_pod_share_what_it_owns,
     on_the_network_of_the_host,
@@ -216,6 +217,21 @@ fn what_is_mounted_below_a_shared_volume_stays(node: &mut Node, _: &mut Registry
     })();
     run("umount", &["--recursive", &path])?;
     same("files on the node, beside the container and after it", &seen?, &(1, 1))
+}
+
+/// While an image is mounted for a pod, all layers hang in its directory for an instant.
+fn what_a_killed_daemon_left_mounted_is_not_emptied(node: &mut Node, _: &mut Registry) -> Result<()> {
+    let pod = node.run(pod(node, "left"))?;
+    let layers = volume(node, "layers")?;
+    fs::write(layers.join("file"), "kept")?;
+    let view = node.dir().join("state/pods").join(&pod.id).join("views/layers");
+    fs::create_dir_all(&view)?;
+    let status = std::process::Command::new("mount").arg("--bind").args([&layers, &view]).status()?;
+    ensure!(status.success(), "mount {}", view.display());
+    node.cri.stop_pod(&pod.id)?;
+    node.cri.remove_pod(&pod.id)?;
+    ensure!(!view.exists(), "the view is left");
+    same("what it showed", &fs::read_to_string(layers.join("file"))?.as_str(), &"kept")
 }
 
 fn what_cannot_be_mapped_is_an_error_by_its_path(node: &mut Node, _: &mut Registry) -> Result<()> {
