@@ -238,7 +238,7 @@ mod tests {
         let holders = Holders::new().unwrap();
         let stays = holders.start(None, Stay::ForGood).unwrap();
         let holder = holders.start(None, Stay::WithDaemon).unwrap();
-        eventually("it waits", || runs(&holder));
+        eventually("they wait", || runs(&holder) && runs(&stays));
         drop(holders);
         eventually("it ends", || !runs(&holder));
         assert!(runs(&stays));
