@@ -38,11 +38,21 @@ pub(crate) struct Order {
     pub(crate) console: Option<OwnedFd>,
 }
 
+/// Which cgroup namespace a program runs in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Namespace {
+    #[default]
+    Shims,
+    /// One whose root is the program's cgroup.
+    Own,
+}
+
 /// Where a program runs, and what it gets beyond its stdio.
 #[derive(Debug, Default)]
 pub(crate) struct Surroundings {
     /// `None` is the shim's own.
     pub(crate) cgroup: Option<crisp_proto::supervisor::Cgroup>,
+    pub(crate) cgroup_namespace: Namespace,
     /// Its descriptors from 3 on.
     pub(crate) inherited: Vec<OwnedFd>,
 }
@@ -138,16 +148,20 @@ pub(crate) fn null() -> Result<OwnedFd> {
 fn run(
     (program, args, env): (&CStr, &[CString], &[CString]),
     stdio: &[OwnedFd; 3],
-    Surroundings { cgroup, inherited }: &Surroundings,
+    Surroundings { cgroup, cgroup_namespace, inherited }: &Surroundings,
 ) {
-    if !cgroup.as_ref().is_none_or(|cgroup| crate::cgroup::join(cgroup).is_ok()) {
+    if cgroup.as_ref().is_some_and(|cgroup| crate::cgroup::join(cgroup).is_err()) {
+        return;
+    }
+    if *cgroup_namespace == Namespace::Own && crisp_sys::clone::enter_new_cgroup_namespace().is_err() {
         return;
     }
     let fds = stdio.iter().chain(inherited);
     let place = || -> std::io::Result<()> {
         let floor = FD_FLOOR.max(i32::try_from(3 + inherited.len()).unwrap_or(i32::MAX));
         let moved = fds.map(|fd| dup_above(fd, floor)).collect::<Result<Vec<_>, _>>()?;
-        let after = (0..).zip(&moved).try_fold(0, |_, (number, fd)| dup_onto(fd, number).map(|()| number + 1))?;
+        let after =
+            (0..).zip(&moved).try_fold(0, |_, (number, fd)| dup_onto(fd, number).map(|()| number + 1))?;
         close_on_exec_from(after)?;
         // A group of its own, to be killed whole: it starts programs itself.
         rustix::process::setsid()?;

@@ -9,7 +9,7 @@ use crisp_sys::clone::SingleThreaded;
 use rustix::fs::{Mode, OFlags};
 
 use crate::builtin::Builtin;
-use crate::command::{Command, Order, Surroundings};
+use crate::command::{Command, Namespace, Order, Surroundings};
 use crate::error::{Error, Result, Step as _};
 use crate::handler::{Begun, ChildStdio, ExecOrder, Runtime};
 
@@ -58,7 +58,8 @@ impl Runtime for Restored {
             pid_file: Some(pid_file),
             console: None,
         };
-        let around = Surroundings { cgroup: order.cgroup.clone(), inherited };
+        let cgroup_namespace = if self.restore.cgroup_namespace { Namespace::Own } else { Namespace::Shims };
+        let around = Surroundings { cgroup: order.cgroup.clone(), cgroup_namespace, inherited };
         Command::start_in(self.single, order_of_program, &around).map(Begun::Command)
     }
 
@@ -67,7 +68,8 @@ impl Runtime for Restored {
         for pid in crate::cgroup::members(&order.cgroup.clone().unwrap_or_default())? {
             // The number is that of a stopped process, which cannot end but by a kill; that is told otherwise.
             if let Ok(pidfd) = crisp_sys::pidfd::open(pid) {
-                crisp_sys::pidfd::signal(pidfd.as_fd(), SIGCONT).step(|| format!("continue process {pid}"))?;
+                crisp_sys::pidfd::signal(pidfd.as_fd(), SIGCONT)
+                    .step(|| format!("continue process {pid}"))?;
             }
         }
         Ok(None)

@@ -11,7 +11,7 @@ use crate::error::{CheckpointError, Result};
 /// First word of an image.
 const COMMON_MAGIC: u32 = 0x5456_4319;
 /// Second word of `seccomp.img`.
-const SECCOMP_MAGIC: u32 = 0x6442_7346;
+const SECCOMP_MAGIC: u32 = 0x6441_3049;
 /// Bytes of `seccomp.img`: a filter has 32 KiB, and few processes have own ones.
 pub const SECCOMP_BYTES_MAX: u64 = 64 << 20;
 

@@ -27,5 +27,5 @@ mod write;
 pub use error::CheckpointError;
 pub use metadata::{Config, DESCRIPTORS, Descriptors};
 pub use names::{CONFIG, IMAGES, ROOTFS_DIFF};
-pub use read::{Limits, copy_images, extract};
+pub use read::{Limits, config_in, config_of, copy_images, extract};
 pub use write::Writer;

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{Read, Write as _};
+use std::io::{Read, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -10,6 +10,7 @@ use crisp_sys::path::{Resolve, RootedDir};
 use rustix::fs::{Mode, OFlags};
 
 use crate::error::{CheckpointError, Result, errno, io};
+use crate::metadata::Config;
 use crate::names::{CONFIG, IMAGES, ROOTFS_DIFF, Wanted, wanted};
 
 /// Bounds of an archive.
@@ -54,6 +55,47 @@ pub fn extract(archive: &File, to: &Path, limits: &Limits) -> Result<()> {
         take(&mut entry, &mut output, limits)?;
     }
     output.check()
+}
+
+/// Reads `config.dump` of an archive and leaves the file where it was.
+///
+/// # Errors
+/// As [`extract`].
+pub fn config_of(archive: &File, limits: &Limits) -> Result<Config> {
+    let mut file = archive;
+    let parsed = find_config(file, limits);
+    file.rewind().map_err(io("rewind the archive"))?;
+    parsed
+}
+
+fn find_config(archive: &File, limits: &Limits) -> Result<Config> {
+    let mut archive = tar::Archive::new(archive.take(limits.bytes_max));
+    for (count, entry) in (0..limits.entries_max).zip(archive.entries().map_err(malformed)?.raw(true)) {
+        let entry = entry.map_err(malformed)?;
+        let name = entry.path().map_err(malformed)?;
+        if entry.header().entry_type().is_file() && wanted(&name)? == Wanted::Top(CONFIG) {
+            let mut text = Vec::new();
+            entry.take(limits.config_bytes_max).read_to_end(&mut text).map_err(malformed)?;
+            return Config::parse(&text);
+        }
+        if count + 1 == limits.entries_max {
+            return Err(CheckpointError::Limit { limit: "entries_max", max: limits.entries_max });
+        }
+    }
+    Err(CheckpointError::Malformed(format!("it has no {CONFIG}")))
+}
+
+/// The same of a directory that somebody else filled.
+///
+/// # Errors
+/// As [`copy_images`].
+pub fn config_in(from: &RootedDir, limits: &Limits) -> Result<Config> {
+    let file = from
+        .open_file(Path::new(CONFIG), Resolve::Strict)
+        .map_err(|_no_plain_file| CheckpointError::Malformed(format!("{CONFIG} is no plain file")))?;
+    let mut text = Vec::new();
+    file.take(limits.config_bytes_max).read_to_end(&mut text).map_err(io("read config.dump"))?;
+    Config::parse(&text)
 }
 
 fn malformed(error: std::io::Error) -> CheckpointError {

@@ -21,6 +21,7 @@
 mod archive;
 mod chain;
 mod copy;
+mod diff;
 mod entry;
 mod error;
 mod limits;

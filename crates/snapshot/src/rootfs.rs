@@ -166,6 +166,32 @@ impl Rootfs {
         tree::remove(path)
     }
 
+    /// Writes a container's changes as an uncompressed layer into `to`; the paths that it deleted, absolute. `writable`: its directory
+    /// for changes. Nobody should write there meanwhile.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Refused`] for directories that are nested too deep; [`SnapshotError::Entry`], [`SnapshotError::Io`].
+    pub fn write_changes(writable: &Path, to: impl std::io::Write) -> Result<Vec<PathBuf>> {
+        crate::diff::write(&writable.join(UPPER), to)
+    }
+
+    /// Fills a container's directory for changes, which must not be there yet, with those of a layer that [`Self::write_changes`] wrote
+    /// or somebody else: an enemy's input, as every layer. `chain`: the image below, bottom first.
+    ///
+    /// # Errors
+    /// As [`LayerStore::unpack`] and [`LayerStore::commit`]. `writable` may be left without content.
+    pub fn read_changes(
+        store: &LayerStore,
+        chain: &[ChainId],
+        from: impl std::io::Read,
+        writable: &Path,
+        limits: &crate::Limits,
+    ) -> Result<()> {
+        let staged = store.unpack(from, limits)?;
+        make_dir(writable, 0o700)?;
+        store.place(staged, chain, &writable.join(UPPER))
+    }
+
     /// What a container's changes occupy. A walk of its writable directory; blocks of 512 bytes as the file system counts them.
     /// What vanishes while it walks is not counted; a directory that is not there is empty.
     ///

@@ -29,7 +29,7 @@ use crate::unpack::walking;
 use crate::{copy, tree};
 
 /// Marks a directory that hides all below it (Linux, Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories").
-const OPAQUE: (&str, &[u8]) = ("trusted.overlay.opaque", b"y");
+pub(crate) const OPAQUE: (&str, &[u8]) = ("trusted.overlay.opaque", b"y");
 
 /// What a directory is that no layer has an entry for.
 const DEFAULT_DIRECTORY_MODE: u32 = 0o755;

@@ -247,6 +247,16 @@ impl LayerStore {
         Ok(chains)
     }
 
+    /// Moves the content of a staged layer, settled on the layers of `chain`, to `target`, which is not there yet. It is nobody's parent
+    /// and has no id; it is not synced.
+    pub(crate) fn place(&self, staged: StagedLayer, chain: &[ChainId], target: &Path) -> Result<()> {
+        let below: Vec<PathBuf> = chain.iter().map(|chain| self.layer_path(chain)).collect();
+        let id = ChainId::next(chain.last(), &staged.diff_id);
+        let (staging, _) = self.settle(staged, &id, chain.last().cloned(), &below)?;
+        rustix::fs::rename(staging.path.join(CONTENT), target)
+            .map_err(SnapshotError::io("move a layer to", target))
+    }
+
     /// Removes a layer: first from sight, then from disk. Not being there is success.
     ///
     /// # Errors

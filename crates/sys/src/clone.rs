@@ -10,7 +10,8 @@ mod spawn;
 
 pub use descriptors::{claim_inherited, close_all_from_except, close_on_exec_from, dup_above, dup_onto};
 pub use fork::{
-    Child, CloneArgs, Parent, SingleThreaded, end_now, enter_new_mount_namespace, exec, exec_descriptor,
+    Child, CloneArgs, Parent, SingleThreaded, end_now, enter_new_cgroup_namespace, enter_new_mount_namespace,
+    exec, exec_descriptor,
 };
 pub(crate) use idle::Idle;
 pub use program::{ProgramText, sealed_program};

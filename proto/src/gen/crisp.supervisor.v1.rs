@@ -240,6 +240,9 @@ pub struct Restore {
     /// Paths of files that are opened for reading and handed over.
     #[prost(string, repeated, tag = "3")]
     pub inherited: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// It is run in a cgroup namespace of its own, whose root is the container's cgroup.
+    #[prost(bool, tag = "4")]
+    pub cgroup_namespace: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Stdio {
@@ -330,7 +333,7 @@ pub struct PodInitExited {
 }
 /// Runs a process in a running container. Descriptors beside the packet: stdin, stdout, stderr of the new process, in this order, for
 /// terminal = false. With terminal = true there are none, and the answer carries the terminal's master instead.
-/// Answer: Started; ExecExited follows.
+/// Answer: Started; ExecExited follows. When the connection ends before, the exec has lost its client: it is killed 5 s later.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Exec {
     #[prost(string, tag = "1")]

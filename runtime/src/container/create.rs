@@ -11,6 +11,7 @@ use super::state::{ContainerEvent, ContainerState};
 use super::{Container, ContainerRecord, ImageFacts, bundle, metadata, remove, unique_name};
 use crate::blocking;
 use crate::cgroups;
+use crate::checkpoint::{self, Origin, restore};
 use crate::cri::config;
 use crate::daemon::Daemon;
 use crate::error::{Doing as _, Error, Result};
@@ -63,17 +64,30 @@ async fn make(daemon: Arc<Daemon>, pod: Arc<Pod>, config: ContainerConfig) -> Re
     pod.require_ready()?;
     let request = config::container(&config)?;
     require_privileged_pod(&pod, &request)?;
-    let image = image(&daemon, &config)?;
+    let checkpoint = checkpoint(&daemon, &config).await?;
+    let image = match &checkpoint {
+        Some(checkpoint) => Arc::clone(&checkpoint.image),
+        None => image(&daemon, &config)?,
+    };
     let pod_init = pod::start::init_for(&daemon, &pod, &request).await?;
     let container = reserve(&daemon, &pod, config, &request, &image).await?;
     let made = async {
         cgroups::prepare_container(&daemon, &container)?;
         let (owner, bundled) = (Arc::clone(&daemon), Arc::clone(&container));
-        let (spec, made) =
-            blocking::run(move || bundle::make(&owner, &bundled, request, &image, pod_init)).await?;
+        let (spec, made) = blocking::run(move || {
+            if let Some(checkpoint) = checkpoint {
+                bundled.update(|record| record.checkpoint = checkpoint.facts.clone())?;
+                checkpoint.place(&owner, &bundled)?;
+            }
+            bundle::make(&owner, &bundled, request, &image, pod_init)
+        })
+        .await?;
         let spec = nri::create_container(&daemon, &container, spec).await?;
         let (owner, bundled) = (Arc::clone(&daemon), Arc::clone(&container));
         blocking::run(move || {
+            if bundled.record().checkpoint.origin == Origin::Checkpoint {
+                restore::check(&owner, &bundled, &spec)?;
+            }
             bundle::write_spec(&owner, &bundled, spec)?;
             bundled.update(|record| record.made = Some(made))?;
             bundled.apply(ContainerEvent::Made)
@@ -92,6 +106,12 @@ async fn make(daemon: Arc<Daemon>, pod: Arc<Pod>, config: ContainerConfig) -> Re
             Err(error)
         }
     }
+}
+
+/// The checkpoint that is named in the place of the image, if it is one.
+async fn checkpoint(daemon: &Arc<Daemon>, config: &ContainerConfig) -> Result<Option<restore::Source>> {
+    let (daemon, config) = (Arc::clone(daemon), config.clone());
+    blocking::run(move || restore::source(&daemon, &config)).await
 }
 
 /// A privileged container needs a pod that announced it.
@@ -138,6 +158,7 @@ async fn reserve(
         state: ContainerState::Creating,
         resources: request.resources.clone(),
         made: None,
+        checkpoint: checkpoint::Facts::default(),
     };
     let dir = daemon.dirs.container(id.as_str());
     let container = Arc::new(Container::new(record, Arc::clone(pod), dir, daemon.images.pin(image)));

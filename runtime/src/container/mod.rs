@@ -47,6 +47,9 @@ pub(crate) struct ContainerRecord {
     pub(crate) resources: crisp_spec::Resources,
     /// What the making of its files found out; `None` while they are being made.
     pub(crate) made: Option<Made>,
+    /// What it has to do with checkpoints.
+    #[serde(default)]
+    pub(crate) checkpoint: crate::checkpoint::Facts,
 }
 
 /// What the making of a container's files found out.

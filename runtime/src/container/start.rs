@@ -9,6 +9,7 @@ use super::state::{ContainerEvent, End, EndReason};
 use super::{Container, exit};
 use crate::blocking;
 use crate::cgroups;
+use crate::checkpoint::{Origin, restore};
 use crate::daemon::Daemon;
 use crate::error::{Doing as _, Error, Result};
 use crate::supervisor::{ContainerSetup, Started, Stdio};
@@ -77,19 +78,34 @@ async fn launch(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<Star
     let cgroup = cgroups::make_container(daemon, container).await?;
     crate::pod::start::recheck_target(daemon, container)?;
     let supervisor = container.pod.supervisor()?;
+    let restored = restore::handler(daemon, container).await?;
     let setup = ContainerSetup {
         id: container.id.clone(),
         bundle: container.dir.state().to_owned(),
         state_dir: container.dir.state().to_owned(),
         cgroup,
         stdio: stdio(daemon, container),
-        handler: daemon.handler_kind(&container.pod.record().handler)?,
+        handler: match &restored {
+            Some(restored) => restored.clone(),
+            None => daemon.handler_kind(&container.pod.record().handler)?,
+        },
     };
-    let started = supervisor.create(&setup).await.doing("create the container")?;
+    let started = supervisor.create(&setup).await.doing("create the container");
+    let started = match restored {
+        Some(_) => {
+            let started = started.map_err(|error| restore::explain(container, &error))?;
+            restore::verify(daemon, container, started.pid).await?;
+            started
+        }
+        None => started?,
+    };
     release_views(container).await?;
     cgroups::adopt_container(daemon, container).await?;
     limit_as_updated(daemon, container).await?;
     supervisor.start(&container.id).await.doing("start the container")?;
+    if container.record().checkpoint.origin == Origin::Checkpoint {
+        restore::forget_images(container).await;
+    }
     Ok(started)
 }
 

@@ -44,6 +44,15 @@ pub(crate) enum HandlerKind {
         /// Arguments before the sub-command.
         global_args: Vec<String>,
     },
+    /// A program that brings a checkpoint's processes back and leaves them stopped until the start.
+    Restore {
+        program: PathBuf,
+        args: Vec<String>,
+        /// Files that are handed over as descriptors, from 6 on.
+        inherited: Vec<PathBuf>,
+        /// In a cgroup namespace of its own.
+        cgroup_namespace: bool,
+    },
 }
 
 /// A container to be made: its directories exist, `config.json` is written, its root filesystem is mounted.
@@ -234,6 +243,14 @@ fn handler(handler: &HandlerKind) -> pb::Handler {
                 root: root.display().to_string(),
                 systemd_cgroup: *systemd_cgroup,
                 global_args: global_args.clone(),
+            })
+        }
+        HandlerKind::Restore { program, args, inherited, cgroup_namespace } => {
+            pb::handler::Kind::Restore(pb::Restore {
+                cgroup_namespace: *cgroup_namespace,
+                program: program.display().to_string(),
+                args: args.clone(),
+                inherited: inherited.iter().map(|path| path.display().to_string()).collect(),
             })
         }
     };

@@ -136,6 +136,16 @@ pub fn enter_new_mount_namespace() -> io::Result<()> {
     Ok(unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }?)
 }
 
+/// Gives the calling thread a cgroup namespace of its own, whose root is the cgroup that it is in.
+///
+/// # Errors
+/// The kernel's, e.g. `EPERM` without `CAP_SYS_ADMIN`.
+pub fn enter_new_cgroup_namespace() -> io::Result<()> {
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+    // SAFETY: unsafe for `CLONE_FILES` alone, which takes descriptors from under their owners; it is not asked for.
+    Ok(unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP) }?)
+}
+
 /// Replaces the calling program by the one at `path`; returns only the error.
 #[must_use]
 pub fn exec(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {

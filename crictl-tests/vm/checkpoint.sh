@@ -1,0 +1,148 @@
+#!/bin/sh
+# Runs in the machine: checkpoints a container that counts, and restores it. Each line that begins with "ok" is a check.
+set -eu
+. /share/node.sh
+
+command -v criu >/dev/null || fail "no criu in the machine"
+serve
+crisp image import /share/busybox.tar >/dev/null || fail "image import"
+mounts=$(grep -c . /proc/self/mountinfo)
+archives=/run/archives
+mkdir -p $archives /run/data
+image=example.org/busybox:1
+
+pod() {
+    cat >"/run/$1.json" <<END
+{"metadata": {"name": "$1", "namespace": "default", "uid": "$1-1"}, "log_directory": "/run/logs/$1",
+ "linux": {"security_context": {"namespace_options": {"pid": 1}}}}
+END
+    cri runp "/run/$1.json" || fail "runp $1"
+}
+# A container of pod $1 from image $2; "$3" is put into the configuration.
+create() {
+    cat >"/run/$1-c.json" <<END
+{"metadata": {"name": "count"}, "image": {"image": "$2"}, "log_path": "count.log",
+ "command": ["sh", "-c", "trap 'exit 7' TERM; n=0; busybox rm /bin/wget; while :; do n=\$((n+1)); echo \$n; echo \$n >/count; usleep 100000; done"],
+ "mounts": [{"container_path": "/data", "host_path": "/run/data"}],
+ "linux": {"resources": {"memory_limit_in_bytes": 67108864}, "security_context": {"namespace_options": {"pid": 1}, "seccomp": {"profile_type": 0}, "no_new_privs": true,
+  "masked_paths": ["/proc/kcore", "/proc/keys", "/proc/acpi", "/sys/firmware"], "readonly_paths": ["/proc/sys", "/proc/bus"]${3:-}}}}
+END
+    cri create "$(cat "/run/$1.id")" "/run/$1-c.json" "/run/$1.json"
+}
+lines() { grep -c . "/run/logs/$1/count.log" 2>/dev/null || echo 0; }
+last() { tail -n 1 "/run/logs/$1/count.log" | awk '{print $NF}'; }
+first() { head -n 1 "/run/logs/$1/count.log" | awk '{print $NF}'; }
+reaches() { [ "$(last "$1")" -ge "$2" ] 2>/dev/null; }
+# Three steps on: it counts.
+counts() {
+    before=$(last "$1")
+    eventually 30 reaches "$1" $((before + 3)) || fail "$1 does not count: $(last "$1") after $before"
+}
+inspect() { cri inspect "$1"; }
+
+pod one >/run/one.id
+source=$(create one $image) || fail "create"
+cri start "$source" >/dev/null || fail "start"
+eventually 30 reaches one 20 || fail "it does not count"
+began=$(date +%s%N)
+cri checkpoint --export=$archives/c.tar "$source" >/dev/null || fail "checkpoint"
+took=$((($(date +%s%N) - began) / 1000000))
+ok "a container is checkpointed in $took ms, into $(stat -c %s $archives/c.tar) bytes"
+[ "$(stat -c %a $archives/c.tar)" = 600 ] || fail "mode of the archive"
+counts one
+ok "it goes on counting"
+for name in config.dump spec.dump status.dump network.status deleted.files rootfs-diff.tar dump.log stats-dump container.log \
+    checkpoint/inventory.img checkpoint/descriptors.json; do
+    tar -tf $archives/c.tar | grep -qx "$name" || fail "the archive has no $name: $(tar -tf $archives/c.tar)"
+done
+tar -xOf $archives/c.tar config.dump | grep -q "\"id\":\"$source\"" || fail "config.dump"
+at=$(tar -xOf $archives/c.tar rootfs-diff.tar | tar -xO count)
+logged=$(tar -xOf $archives/c.tar container.log | tail -n 1 | awk '{print $NF}')
+ok "the archive has what it must; the container had counted to $at in its file, $logged in its log"
+cri inspect "$source" | grep -q '"restored": false' || fail "restored"
+cri inspect "$source" | grep -q '"checkpointedAt": [0-9]' || fail "checkpointedAt: $(cri inspect "$source" | grep checkpointedAt)"
+ok "the status tells of the checkpoint"
+
+# What must be refused.
+refused() {
+    what=$1 text=$2
+    shift 2
+    if said=$("$@" 2>&1); then fail "not refused: $what"; fi
+    echo "$said" | grep -q "$text" || fail "$what: $said"
+    ok "refused: $what"
+}
+refused "a location that is taken" AlreadyExists cri checkpoint --export=$archives/c.tar "$source"
+refused "a location in no directory" InvalidArgument cri checkpoint --export=/run/none/c.tar "$source"
+refused "a relative location" InvalidArgument cri checkpoint --export=c.tar "$source"
+[ "$(find $archives -type f | wc -l)" = 1 ] || fail "files are left: $(ls -la $archives)"
+counts one
+
+# Into a new pod, while the first one runs.
+restore() {
+    pod "$1" >"/run/$1.id"
+    restored=$(create "$1" $archives/c.tar) || fail "create from the archive"
+    began=$(date +%s%N)
+    cri start "$restored" >/dev/null || fail "start from the archive"
+    took=$((($(date +%s%N) - began) / 1000000))
+    eventually 30 reaches "$1" $((at + 5)) || fail "it does not go on: $(cat "/run/logs/$1/count.log")"
+    [ "$(first "$1")" -ge "$at" ] || fail "it began at $(first "$1"), not after $at"
+    [ "$(first "$1")" -le $((at + 2)) ] || fail "it went on at $(first "$1"), after $at"
+    ok "restored in $took ms: the first line of its log is $(first "$1"), after $at"
+    counts "$1"
+    count=$(cri exec -s "$restored" cat /count)
+    [ "$count" -ge $((at + 5)) ] || fail "its file says $count"
+    cri exec -s "$restored" ls /bin/wget >/dev/null 2>&1 && fail "a deleted file is back"
+    cri exec -s "$restored" sh -c "echo hi >/data/$1" && [ "$(cat "/run/data/$1")" = hi ] || fail "its mount"
+    ok "exec works, its files and its mount are there"
+    inspect "$restored" | grep -q '"restored": true' || fail "restored is not told"
+    inspect "$restored" | grep -q '"state": "CONTAINER_RUNNING"' || fail "state"
+    cgroup=$(find /sys/fs/cgroup -type d -name "crisp-$restored.scope")
+    [ "$(cat "$cgroup/memory.max")" = 67108864 ] || fail "memory.max"
+    pid=$(inspect "$restored" | sed -n 's/.*"pid": \([0-9][0-9][0-9]*\),/\1/p' | head -n 1)
+    grep -qx "$pid" "$cgroup/cgroup.procs" || fail "init $pid is not in its cgroup"
+    grep -q '^Seccomp:.2' "/proc/$pid/status" || fail "seccomp"
+    cat "/proc/$pid/attr/current" | grep -q crisp || fail "label: $(cat "/proc/$pid/attr/current")"
+    ok "limits, filter and label are in force: $(cat "/proc/$pid/attr/current")"
+}
+# The state of the container that was checkpointed is kept by the archive alone.
+restore two
+kill -KILL $daemon
+wait $daemon || true
+serve
+counts two
+cri exec -s "$restored" true || fail "exec after a restart"
+ok "a restored container survives the daemon"
+cri checkpoint --export=$archives/again.tar "$restored" >/dev/null || fail "checkpoint of a restored one"
+counts two
+ok "a restored container is checkpointed again"
+cri stop --timeout 20 "$restored" >/dev/null || fail "stop"
+code=$(inspect "$restored" | sed -n 's/.*"exitCode": \([0-9]*\),/\1/p')
+[ "$code" = 7 ] || fail "exit code $code"
+ok "it is stopped by its own trap: exit code $code"
+cri stopp "$(cat /run/two.id)" >/dev/null && cri rmp "$(cat /run/two.id)" >/dev/null || fail "remove two"
+
+# After the first one is gone.
+cri stopp "$(cat /run/one.id)" >/dev/null && cri rmp "$(cat /run/one.id)" >/dev/null || fail "remove one"
+restore three
+cri stopp "$(cat /run/three.id)" >/dev/null && cri rmp "$(cat /run/three.id)" >/dev/null || fail "remove three"
+ok "restored after the original was removed"
+
+# A request that gives less than the checkpoint has.
+pod four >/run/four.id
+strict=$(create four $archives/c.tar ', "capabilities": {"drop_capabilities": ["ALL"]}') || strict=
+[ -z "$strict" ] || refused "more capabilities than requested" "not what was requested" cri start "$strict"
+# (its filter differs with its capabilities, so that creation may refuse it already)
+[ -n "$strict" ] || ok "refused: a filter that is not the requested one"
+cri stopp "$(cat /run/four.id)" >/dev/null && cri rmp "$(cat /run/four.id)" >/dev/null || fail "remove four"
+
+kill -TERM $daemon
+wait $daemon || fail "SIGTERM ended the daemon with $?"
+same_mounts() { [ "$(grep -c . /proc/self/mountinfo)" -le "$mounts" ]; }
+eventually 10 same_mounts || fail "mounts are left: $(grep crisp /proc/self/mountinfo)"
+no_processes() { ! grep -lE 'crisp-shim|criu' /proc/[0-9]*/comm 2>/dev/null; }
+eventually 10 no_processes || fail "processes are left"
+no_cgroups() { ! find /sys/fs/cgroup -type d | grep -qE '[0-9a-f]{64}'; }
+eventually 10 no_cgroups || fail "cgroups are left: $(find /sys/fs/cgroup -type d -name '*crisp*')"
+left=$(find /run/crisp/pods /run/crisp/containers /var/lib/crisp/containers /var/lib/crisp/layers/.staging -mindepth 1 2>/dev/null || true)
+[ -z "$left" ] || fail "files are left: $left"
+ok "nothing is left"
