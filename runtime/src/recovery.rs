@@ -64,7 +64,9 @@ pub(crate) async fn run(daemon: &Arc<Daemon>) -> Result<()> {
 /// Tries again, while the daemon lives, what the undoing of a failed pod could not take off its network: such a pod is forgotten, and
 /// what it holds (addresses, host ports) is in the way of others.
 async fn retry_stale_networks(daemon: Weak<Daemon>) {
-    let mut ticks = tokio::time::interval(STALE_NETWORKS_PERIOD);
+    // The start has just tried.
+    let first = tokio::time::Instant::now() + STALE_NETWORKS_PERIOD;
+    let mut ticks = tokio::time::interval_at(first, STALE_NETWORKS_PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
