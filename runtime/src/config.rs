@@ -118,7 +118,10 @@ pub(crate) enum StreamingTls {
     /// By a certificate that is made at every start.
     SelfSigned,
     /// By these PEM files.
-    Files { cert: PathBuf, key: PathBuf },
+    Files {
+        cert: PathBuf,
+        key: PathBuf,
+    },
 }
 
 /// Plugins by the Node Resource Interface.
@@ -154,7 +157,7 @@ pub(crate) struct Security {
 pub(crate) enum AppArmor {
     /// A profile of ours, loaded where the kernel has AppArmor.
     Auto,
-    /// AppArmor is not used.
+    /// There is no default profile; one that is asked for by name still counts.
     Off,
     /// A profile that the operator loads.
     Profile(String),

@@ -170,9 +170,10 @@ fn mandatory_access(apparmor: &apparmor::State, selinux: selinux::State) -> Find
         ),
         (apparmor::State::Absent, selinux::State::Enforcing) => Finding::ok("LSM", LABELS_ENFORCED),
         (apparmor::State::Absent, selinux::State::Permissive) => Finding::ok("LSM", LABELS_REPORTED),
-        (apparmor::State::Absent, selinux::State::Absent) => {
-            Finding::ok("LSM", "neither AppArmor nor SELinux; pods that ask for an AppArmor profile are refused")
-        }
+        (apparmor::State::Absent, selinux::State::Absent) => Finding::ok(
+            "LSM",
+            "neither AppArmor nor SELinux; pods that ask for an AppArmor profile are refused",
+        ),
     }
 }
 
@@ -241,7 +242,10 @@ mod tests {
     fn a_module_needs_what_loads_its_profiles() {
         let parser = || apparmor::State::Present { parser: "/sbin/apparmor_parser".into() };
         assert!(mandatory_access(&parser(), selinux::State::Absent).says.ends_with("/sbin/apparmor_parser"));
-        assert_eq!(mandatory_access(&apparmor::State::WithoutParser, selinux::State::Absent).level, Level::Warn);
+        assert_eq!(
+            mandatory_access(&apparmor::State::WithoutParser, selinux::State::Absent).level,
+            Level::Warn
+        );
         let enforcing = mandatory_access(&apparmor::State::Absent, selinux::State::Enforcing);
         assert!(enforcing.says.starts_with("SELinux, enforcing"));
     }

@@ -286,7 +286,11 @@ impl Checker<'_> {
             (RawTls::SelfSigned, None, None) => StreamingTls::SelfSigned,
             (RawTls::Files, Some(cert), Some(key)) => StreamingTls::Files { cert, key },
             (RawTls::Off | RawTls::SelfSigned | RawTls::Files, _, _) => {
-                let tls = Said { value: (), origin: self.path.display().to_string(), key: "streaming.tls".to_owned() };
+                let tls = Said {
+                    value: (),
+                    origin: self.path.display().to_string(),
+                    key: "streaming.tls".to_owned(),
+                };
                 return Err(tls.refuse("\"files\" needs tls_cert and tls_key, and nothing else takes them"));
             }
         };
@@ -542,9 +546,12 @@ fn check_log(said: &Said<String>) -> Result<String, ConfigError> {
 
 /// Host names; what they mean is checked when a name is looked for.
 fn check_search(said: &Said<Vec<String>>) -> Result<Vec<String>, ConfigError> {
-    let is_host = |name: &String| name.contains(['.', ':']) && !name.contains(['/', '@', ' ']) || name == "localhost";
+    let is_host =
+        |name: &String| name.contains(['.', ':']) && !name.contains(['/', '@', ' ']) || name == "localhost";
     match said.value.iter().find(|name| !is_host(name)) {
-        Some(name) => Err(said.refuse(format!("{name:?} is not the name of a registry, such as \"docker.io\""))),
+        Some(name) => {
+            Err(said.refuse(format!("{name:?} is not the name of a registry, such as \"docker.io\"")))
+        }
         None if said.value.is_empty() => Err(said.refuse("at least one registry must be searched")),
         None => Ok(said.value.clone()),
     }

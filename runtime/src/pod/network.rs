@@ -102,7 +102,14 @@ mod tests {
     #[test]
     fn bandwidths_are_quantities_in_bounds() {
         let limits = |text: &str| bandwidth(&HashMap::from([(INGRESS.to_owned(), text.to_owned())]));
-        let good = [("10M", 10_000_000), ("1k", 1000), ("1.5M", 1_500_000), ("1Ki", 1024), ("1e6", 1_000_000), ("1P", 10u64.pow(15))];
+        let good = [
+            ("10M", 10_000_000),
+            ("1k", 1000),
+            ("1.5M", 1_500_000),
+            ("1Ki", 1024),
+            ("1e6", 1_000_000),
+            ("1P", 10u64.pow(15)),
+        ];
         for (text, expected) in good {
             assert_eq!(limits(text).unwrap().unwrap().ingress_bits_per_second, Some(expected), "{text}");
         }

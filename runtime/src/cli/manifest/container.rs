@@ -8,9 +8,9 @@ use crisp_spec::{DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS};
 use super::ManifestError;
 use super::expand::expand;
 use super::plan::{PodContext, groups, groups_policy, namespaces, profile, selinux};
-use crate::quantity::Quantity;
 use super::types::{Container, ContainerSecurityContext, EnvVar, ProcMount, Resources, RestartPolicy};
 use super::volumes::plan_mounts;
+use crate::quantity::Quantity;
 
 /// Length of a CPU scheduling period, in microseconds, to which a quota refers.
 const CPU_PERIOD_US: i64 = 100_000;
