@@ -5,6 +5,8 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use crictl_tests::{bench, conformance, enter, kubelet, prepare, suite, vm};
 
+mod times;
+
 #[derive(Parser)]
 #[command(about = "Tests of the built binaries from outside, over the CRI socket")]
 struct Arguments {
@@ -29,9 +31,11 @@ enum Command {
         #[arg(long)]
         dir: Option<std::path::PathBuf>,
     },
+    /// Time the calls of pods at a daemon that runs.
+    Times(times::Options),
     /// Run the pods of a real kubelet, whose binary the variable KUBELET names.
     Kubelet,
-    /// Run the smoke test, or critest, in a virtual machine with systemd, cgroup v2 and AppArmor.
+    /// Run the smoke test, other scripts, or critest, in a virtual machine with systemd, cgroup v2 and AppArmor.
     Vm(vm::Options),
     /// Start a node and wait for the end of standard input: for looking around with `nsenter`.
     Node,
@@ -53,6 +57,10 @@ fn main() -> Result<()> {
             i32::from(!drive(Arguments::parse_from(again).command)?)
         }
         Command::Vm(options) => i32::from(!vm::run_in(options)?),
+        Command::Times(options) => {
+            times::run(&options)?;
+            0
+        }
         Command::Test { .. }
         | Command::Critest(_)
         | Command::Bench { .. }
@@ -70,7 +78,11 @@ fn drive(command: Command) -> Result<bool> {
         Command::Bench { dir } => bench::run(dir.as_deref()).map(|()| true),
         Command::Kubelet => kubelet::run(),
         Command::Node => suite::wait_here().map(|()| true),
-        Command::Prepare | Command::Vm(_) | Command::Inside { .. } | Command::Driver { .. } => {
+        Command::Prepare
+        | Command::Vm(_)
+        | Command::Times(_)
+        | Command::Inside { .. }
+        | Command::Driver { .. } => {
             anyhow::bail!("this command does not run inside")
         }
     }

@@ -10,24 +10,37 @@ use crate::conformance::{self, Column, Suite};
 use crate::images::{Compression, Tree, catalog, layer};
 use crate::{paths, say};
 
-/// What the smoke test may take, in seconds; the processor is emulated.
-const SMOKE_SECONDS: u32 = 1800;
+/// What scripts may take together, in seconds; the processor is emulated.
+const SCRIPTS_SECONDS: u32 = 1800;
 /// The same for the conformance suite.
 const CRITEST_SECONDS: u32 = 3 * 3600;
-/// Memory of the machine for the suite, in MiB.
-const CRITEST_MEMORY: &str = "3072";
+/// Memory of the machine, in MiB.
+const MEMORY: &str = "3072";
 /// Specs that run at once: most of them wait, but two emulated processors are soon busy.
 const PARALLEL: u8 = 3;
 
-/// What is run in the machine.
+/// What is run in the machine; without a flag the smoke test, and what containers see of the default AppArmor profile.
 #[derive(Clone, Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct Options {
-    /// Run critest instead of the smoke test, and compare with the column v2 of CONFORMANCE.md.
-    #[arg(long)]
+    /// Run critest, and compare with the column v2 of CONFORMANCE.md.
+    #[arg(long, conflicts_with_all = ["smoke", "systemd", "apparmor", "checkpoint"])]
     critest: bool,
     /// Boot with SELinux (permissive, Debian's policy) instead of AppArmor, and run the SELinux specs of critest.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["smoke", "systemd", "apparmor", "checkpoint"])]
     selinux: bool,
+    /// Run the smoke test; of use beside other flags.
+    #[arg(long)]
+    smoke: bool,
+    /// Run the daemon as a service whose containers are scopes of systemd, and time both cgroup drivers.
+    #[arg(long)]
+    systemd: bool,
+    /// Run all checks of AppArmor, for each handler.
+    #[arg(long)]
+    apparmor: bool,
+    /// Checkpoint and restore containers through CRIU.
+    #[arg(long)]
+    checkpoint: bool,
     #[command(flatten)]
     suite: Suite,
 }
@@ -40,8 +53,44 @@ pub fn run_in(options: Options) -> Result<bool> {
     let module = if options.selinux { Module::SeLinux } else { Module::AppArmor };
     match options.critest || options.selinux {
         true => critest(module, options.suite),
-        false => smoke(),
+        false => run_scripts(&chosen(&options)),
     }
+}
+
+/// A script in the folder `vm`, which runs in the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Script {
+    file: &'static str,
+    arguments: &'static str,
+}
+
+impl Script {
+    /// In the machine's shell: runs it, says how long that took, remembers whether it failed.
+    fn command(&self) -> String {
+        let Self { file, arguments } = self;
+        format!(
+            "began=$(date +%s)\nsh /share/{file} {arguments} || failed=yes\necho \"{file}: $(($(date +%s) - began)) s\"\n"
+        )
+    }
+}
+
+/// A pod's life on this kind of node.
+const SMOKE: Script = Script { file: "smoke.sh", arguments: "" };
+/// The default profile for the built-in handler.
+const APPARMOR_SHORT: Script = Script { file: "apparmor.sh", arguments: "short" };
+const APPARMOR: Script = Script { file: "apparmor.sh", arguments: "" };
+const CHECKPOINT: Script = Script { file: "checkpoint.sh", arguments: "" };
+const SYSTEMD: Script = Script { file: "systemd.sh", arguments: "" };
+
+fn chosen(options: &Options) -> Vec<Script> {
+    let flags = [
+        (options.smoke, SMOKE),
+        (options.systemd, SYSTEMD),
+        (options.apparmor, APPARMOR),
+        (options.checkpoint, CHECKPOINT),
+    ];
+    let named: Vec<Script> = flags.into_iter().filter_map(|(flag, script)| flag.then_some(script)).collect();
+    if named.is_empty() { vec![SMOKE, APPARMOR_SHORT] } else { named }
 }
 
 /// The security module that the machine boots with.
@@ -76,10 +125,12 @@ impl Module {
     }
 }
 
-fn smoke() -> Result<bool> {
-    let share = stage(&["smoke.sh", "apparmor.sh"])?;
-    let passed =
-        boot(Module::AppArmor, SMOKE_SECONDS, &share, "sh /share/smoke.sh && sh /share/apparmor.sh", &[])?;
+fn run_scripts(scripts: &[Script]) -> Result<bool> {
+    let share = stage(&scripts.iter().map(|script| script.file).collect::<Vec<_>>())?;
+    stage_service(&share)?;
+    let commands: String = scripts.iter().map(Script::command).collect();
+    let commands = format!("failed=\n{commands}[ -z \"$failed\" ]");
+    let passed = boot(Module::AppArmor, SCRIPTS_SECONDS, &share, &commands, &[])?;
     say!("vm: {}", if passed { "passed" } else { "FAILED" });
     Ok(passed)
 }
@@ -113,7 +164,7 @@ fn boot(module: Module, seconds: u32, share: &Path, script: &str, arguments: &[&
         .arg("run")
         .args(module.image())
         .args(module.kernel())
-        .args(["--timeout", &seconds.to_string(), "--memory", CRITEST_MEMORY, "--share"])
+        .args(["--timeout", &seconds.to_string(), "--memory", MEMORY, "--share"])
         .arg(format!("{}:/share", share.display()))
         .args(["--", "sh", "-c", script, "sh"])
         .args(arguments)
@@ -153,6 +204,14 @@ fn stage(scripts: &[&str]) -> Result<PathBuf> {
     }
     fs::write(share.join("busybox.tar"), busybox_archive()?)?;
     Ok(share)
+}
+
+/// The daemon as a service, and this program, whose clock it is timed by.
+fn stage_service(share: &Path) -> Result<()> {
+    fs::copy(paths::repository().join("docs/crisp.service"), share.join("crisp.service"))
+        .context("copy crisp.service")?;
+    fs::copy(std::env::current_exe()?, share.join("crictl-tests")).context("copy this program")?;
+    Ok(())
 }
 
 /// The suite, the registry and its images.

@@ -27,6 +27,7 @@ registry_answers() { python3 -c 'import socket; socket.create_connection(("127.0
 eventually 60 registry_answers || fail "the registry: $(cat /run/registry/log)"
 serve
 say "$(cat /run/daemon.out); kernel $(uname -r), modules $(cat /sys/kernel/security/lsm)"
+say "cgroup driver $(cri info | sed -n 's/.*"cgroupDriver": "\([A-Z]*\)".*/\1/p')"
 
 : >/run/crictl.yaml
 own=

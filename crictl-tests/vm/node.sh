@@ -6,6 +6,8 @@ ok() { echo "ok $*"; }
 fail() {
     echo "FAILED: $*"
     tail -n 60 /run/daemon.log
+    # Another script may come after this one.
+    [ -z "${daemon-}" ] || kill -KILL "$daemon" 2>/dev/null || true
     exit 1
 }
 # Asks until the command succeeds, at most this many seconds.

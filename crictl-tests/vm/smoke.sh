@@ -52,6 +52,66 @@ cri stats -o json "$server" | grep -q workingSetBytes || fail "stats"
 cri statsp -o json "$pod" | grep -q '"name": "eth0"' || fail "statsp"
 ok "statistics"
 
+metrics=$(cri metricsp -o json) || fail "metricsp"
+for resource in cpu memory io; do
+    for kind in waiting stalled; do
+        echo "$metrics" | grep -q "\"container_pressure_${resource}_${kind}_seconds_total\"" ||
+            fail "no pressure of $resource, $kind: $(echo "$metrics" | grep -o 'container_pressure[a-z_]*' | sort -u)"
+    done
+done
+ok "metrics, with the pressure of processor, memory and I/O"
+
+# As a kubelet asks for a pod of hostUsers: false, with limited swap and quality of service for memory.
+cri events -o go-template --template '{{.containerEventType}} {{.containerId}}' >/run/events 2>&1 &
+listener=$!
+told() { grep -qx "$1 $2" /run/events; }
+eventually 30 told CONTAINER_STARTED_EVENT "$server" || fail "a new listener is not told what is there: $(cat /run/events)"
+ids='[{"host_id": 200000, "container_id": 0, "length": 65536}]'
+users="\"security_context\": {\"namespace_options\": {\"pid\": 1, \"userns_options\": {\"mode\": 0, \"uids\": $ids, \"gids\": $ids}}}"
+mkdir -p /run/volume
+echo data >/run/volume/given
+chown 1000:1000 /run/volume/given
+cat >/run/mapped-pod.json <<EOF
+{"metadata": {"name": "mapped", "namespace": "default", "uid": "mapped-1"}, "log_directory": "/run/logs", "linux": {$users}}
+EOF
+cat >/run/mapped.json <<EOF
+{"metadata": {"name": "mapped"}, "image": {"image": "example.org/busybox:1"}, "log_path": "mapped.log",
+ "command": ["sh", "-c", "busybox stat -c '%u:%g' /volume/given; echo made >/volume/made; echo x >/root-file; sleep 1000"],
+ "mounts": [{"container_path": "/volume", "host_path": "/run/volume", "uidMappings": $ids, "gidMappings": $ids}],
+ "linux": {$users, "resources": {"cpu_period": 100000, "cpu_quota": 20000, "cpu_shares": 204, "oom_score_adj": 999,
+  "memory_limit_in_bytes": 67108864, "memory_swap_limit_in_bytes": 100663296,
+  "hugepage_limits": [{"page_size": "1GB", "limit": 0}, {"page_size": "2MB", "limit": 0}],
+  "unified": {"memory.high": "60395520", "memory.min": "16777216", "memory.oom.group": "1"}}}}
+EOF
+mapped_pod=$(cri runp /run/mapped-pod.json) || fail "runp with a user namespace"
+mapped=$(cri create "$mapped_pod" /run/mapped.json /run/mapped-pod.json) && cri start "$mapped" >/dev/null ||
+    fail "start in a user namespace"
+map=$(cri exec -s "$mapped" cat /proc/self/uid_map | tr -s ' ')
+[ "$map" = " 0 200000 65536" ] || fail "uid_map: $map"
+written() { [ -e /run/volume/made ]; }
+eventually 30 written || fail "nothing is written into the volume: $(cri logs "$mapped" 2>&1)"
+[ "$(cri logs "$mapped")" = 1000:1000 ] || fail "the owner in the volume: $(cri logs "$mapped" 2>&1)"
+[ "$(stat -c %u:%g /run/volume/made)" = 0:0 ] || fail "the owner outside: $(stat -c %u:%g /run/volume/made)"
+ok "a pod has a user namespace, and its volume the same owners on both sides"
+cgroup=$(find /sys/fs/cgroup -type d -name "crisp-$mapped.scope")
+for want in memory.max=67108864 memory.swap.max=33554432 memory.high=60395520 memory.min=16777216 memory.oom.group=1 \
+    'cpu.max=20000 100000'; do
+    [ "$(cat "$cgroup/${want%%=*}")" = "${want#*=}" ] || fail "$want: $(cat "$cgroup/${want%%=*}")"
+done
+hugetlb=$(cat "$cgroup"/hugetlb.1GB.max "$cgroup"/hugetlb.2MB.max 2>/dev/null | sort -u)
+# Where the node's cgroups count huge pages, both limits are there, and 0.
+if grep -qw hugetlb "$cgroup/cgroup.controllers"; then [ "$hugetlb" = 0 ] || fail "huge pages: $hugetlb"; fi
+cri inspect "$mapped" | grep -q '"memorySwapLimitInBytes": "100663296"' || fail "the status of the swap limit"
+ok "limits of swap, by file, of huge pages (counted by $(cat "$cgroup/cgroup.controllers"))"
+cri stopp "$mapped_pod" >/dev/null && cri rmp "$mapped_pod" >/dev/null || fail "removal of the pod with a user namespace"
+for event in CREATED STARTED STOPPED DELETED; do
+    eventually 10 told CONTAINER_${event}_EVENT "$mapped" || fail "no event $event: $(cat /run/events)"
+    eventually 10 told CONTAINER_${event}_EVENT "$mapped_pod" || fail "no event $event of the pod: $(cat /run/events)"
+done
+kill $listener
+wait $listener || true
+ok "events of a container's life and of its pod's"
+
 cat >/run/oom.json <<EOF
 {"metadata": {"name": "oom"}, "image": {"image": "example.org/busybox:1"}, "log_path": "oom.log",
  "command": ["dd", "if=/dev/zero", "of=/dev/null", "bs=40M"],

@@ -6,16 +6,14 @@ unit() { systemctl show "$1" -p "$2" --value; }
 fail() {
     echo "FAILED: $*"
     journalctl -u crisp --no-pager -n 60 -o cat
+    systemctl stop crisp
     exit 1
 }
 slice=kubepods-burstable-pod1234_56.slice
 dir=/sys/fs/cgroup/kubepods.slice/kubepods-burstable.slice/$slice
 ready() { crictl --config /dev/null --runtime-endpoint $endpoint version >/dev/null 2>&1; }
 inspected() { cri inspect "$1" | grep -q "$2"; }
-# ID, milliseconds of a command on standard error.
-milliseconds() { # from to
-    echo $((($2 - $1) / 1000000))
-}
+milliseconds() { echo $((($2 - $1) / 1000000)); } # of nanoseconds: from, to
 
 sed 's,/usr/local/bin/crisp serve,/share/crisp serve --log info,' /share/crisp.service >/run/systemd/system/crisp.service
 systemctl daemon-reload
@@ -215,28 +213,14 @@ eventually 10 no_processes || fail "processes are left"
 ok "nothing is left"
 
 # What the driver costs: the same pods under both, one after the other.
-cat >/run/timed.yaml <<EOF
-apiVersion: v1
-kind: Pod
-metadata: {name: timed}
-spec:
-  terminationGracePeriodSeconds: 1
-  containers:
-  - {name: a, image: example.org/busybox:1, command: [sleep, "1000"], resources: {limits: {memory: 64Mi, cpu: 500m}}}
-EOF
+crictl-tests --help >/dev/null || fail "the tests' program does not run here"
 for driver in cgroupfs systemd; do
     mkdir -p /etc/crisp
     printf 'cgroup_driver = "%s"\n' $driver >/etc/crisp/config.toml
     systemctl start crisp
     eventually 60 ready || fail "the service with $driver"
     crisp check | grep 'cgroup driver' || fail "crisp check"
-    : >/run/timed
-    for n in $(seq 15); do
-        crisp run --detach --replace /run/timed.yaml >>/run/timed 2>&1 || fail "$driver: $(cat /run/timed)"
-    done
-    crisp stop --all >/dev/null
-    median() { sed -n "s/^$1 .* in \\([0-9]*\\) ms.*/\\1/p" /run/timed | sort -n | sed -n 8p; }
-    ok "$driver: pod $(median pod) ms, create and start $(median start) ms (medians of 15, emulated)"
+    crictl-tests times --image example.org/busybox:1 --title "cgroup driver $driver (emulated)" || fail "$driver: times"
     systemctl stop crisp
 done
 rm -r /etc/crisp
