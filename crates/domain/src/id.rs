@@ -98,7 +98,11 @@ fn check(text: &str) -> Result<(), IdError> {
 fn random_hex() -> Result<String, getrandom::Error> {
     let mut bytes = [0u8; ID_HEX_LEN / 2];
     getrandom::fill(&mut bytes)?;
-    Ok(bytes.iter().flat_map(|b| [b >> 4, b & 15]).map(|n| char::from(b"0123456789abcdef"[usize::from(n)])).collect())
+    Ok(bytes
+        .iter()
+        .flat_map(|b| [b >> 4, b & 15])
+        .map(|n| char::from(b"0123456789abcdef"[usize::from(n)]))
+        .collect())
 }
 
 #[cfg(test)]
