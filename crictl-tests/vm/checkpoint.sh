@@ -127,6 +127,33 @@ restore three
 cri stopp "$(cat /run/three.id)" >/dev/null && cri rmp "$(cat /run/three.id)" >/dev/null || fail "remove three"
 ok "restored after the original was removed"
 
+# What is no checkpoint, or a hostile one.
+pod bad >/run/bad.id
+hostile=/run/hostile
+mkdir -p $hostile/good/checkpoint
+tar -xf $archives/c.tar -C $hostile/good
+bad() { refused "$1" "$2" create bad "$hostile/$3"; }
+head -c 5000 /dev/urandom >$hostile/noise.tar
+bad "noise" InvalidArgument noise.tar
+bad "a file that is not there" NotFound none.tar
+(cd $hostile && rm -rf t && cp -a good t && rm t/config.dump && ln -s /etc/shadow t/config.dump && tar -cf link.tar -C t .)
+bad "a link as config.dump" InvalidArgument link.tar
+(cd $hostile && rm -rf t && cp -a good t && ln -sf /etc/shadow t/container.log && tar -cf log.tar -C t .)
+bad "a link as the log" InvalidArgument log.tar
+(cd $hostile && rm -rf t && cp -a good t && mknod t/checkpoint/x.img b 254 0 && tar -cf device.tar -C t .)
+bad "a device" InvalidArgument device.tar
+(cd $hostile && tar -cf double.tar -C good . && tar -rf double.tar -C good ./config.dump)
+bad "an entry that is there twice" InvalidArgument double.tar
+(cd $hostile && rm -rf t && cp -a good t && echo '{"rootfsImage": "example.org/none:1"}' >t/config.dump && tar -cf image.tar -C t .)
+bad "the checkpoint of an image that is not here" NotFound image.tar
+(cd $hostile && rm -rf t && cp -a good t && echo evil >evil && tar -cPf t/rootfs-diff.tar --transform 's#evil#../../evil#' evil && tar -cf diff.tar -C t .)
+bad "changes that lead upwards" InvalidArgument diff.tar
+(cd $hostile && rm -rf t && cp -a good t && rm t/checkpoint/seccomp.img && tar -cf filter.tar -C t .)
+bad "processes without a filter" InvalidArgument filter.tar
+[ -z "$(find /run/crisp/containers /var/lib/crisp/containers /var/lib/crisp/layers/.staging -mindepth 1)" ] || fail "a refused checkpoint leaves something"
+cri stopp "$(cat /run/bad.id)" >/dev/null && cri rmp "$(cat /run/bad.id)" >/dev/null || fail "remove bad"
+ok "refused checkpoints leave nothing"
+
 # A request that gives less than the checkpoint has.
 pod four >/run/four.id
 strict=$(create four $archives/c.tar ', "capabilities": {"drop_capabilities": ["ALL"]}') || strict=

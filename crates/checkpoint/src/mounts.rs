@@ -17,6 +17,7 @@ pub struct Mount {
 
 /// A mount that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, named where it is set")]
 pub struct Wanted {
     /// Where.
     pub at: String,
@@ -106,6 +107,7 @@ mod tests {
         13 10 8:1 /data /my\\040data rw - ext4 /dev/sda1 ro\n\
         14 13 8:1 /x /my\\040data/x rw - ext4 /dev/sda1 rw\n";
 
+    #[expect(clippy::fn_params_excessive_bools, reason = "a table's columns")]
     fn want(at: &str, kind: Option<&str>, read_only: bool, recursive: bool) -> Wanted {
         Wanted { at: at.to_owned(), kind: kind.map(str::to_owned), read_only, recursive }
     }

@@ -10,6 +10,7 @@ const SETUID: u32 = 7;
 
 /// What the request gives a container's processes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, named where it is set")]
 pub struct Granted {
     /// Bit mask of the bounding set.
     pub capabilities: u64,
