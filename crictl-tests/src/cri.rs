@@ -200,18 +200,28 @@ impl Cri {
         Ok(self.runtime(|mut c| async move { c.exec(request).await })?.url)
     }
 
-    /// Where a client attaches to a container without a terminal.
+    /// Where a client listens to a container without a terminal.
     ///
     /// # Errors
     /// The call's status.
-    pub fn attach_url(&self, container: &str, stdin: bool) -> Result<String, Status> {
-        let request = cri::AttachRequest {
+    pub fn listen_url(&self, container: &str) -> Result<String, Status> {
+        self.attach_url(cri::AttachRequest { container_id: container.to_owned(), ..Default::default() })
+    }
+
+    /// The same where it talks, too.
+    ///
+    /// # Errors
+    /// The call's status.
+    pub fn talk_url(&self, container: &str) -> Result<String, Status> {
+        self.attach_url(cri::AttachRequest {
             container_id: container.to_owned(),
-            stdin,
-            stdout: true,
-            stderr: true,
-            tty: false,
-        };
+            stdin: true,
+            ..Default::default()
+        })
+    }
+
+    fn attach_url(&self, request: cri::AttachRequest) -> Result<String, Status> {
+        let request = cri::AttachRequest { stdout: true, stderr: true, ..request };
         Ok(self.runtime(|mut c| async move { c.attach(request).await })?.url)
     }
 
@@ -220,8 +230,7 @@ impl Cri {
     /// # Errors
     /// The call's status.
     pub fn forward_url(&self, pod: &str, port: u16) -> Result<String, Status> {
-        let request =
-            cri::PortForwardRequest { pod_sandbox_id: pod.to_owned(), port: vec![i32::from(port)] };
+        let request = cri::PortForwardRequest { pod_sandbox_id: pod.to_owned(), port: vec![i32::from(port)] };
         Ok(self.runtime(|mut c| async move { c.port_forward(request).await })?.url)
     }
 

@@ -56,7 +56,7 @@ fn listen_in(netns: &Path) -> Result<TcpListener> {
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
         Ok(TcpListener::bind(("127.0.0.1", 0))?)
     };
-    std::thread::spawn(listen).join().map_err(|_| anyhow!("the thread in the pod's network panicked"))?
+    std::thread::spawn(listen).join().map_err(|_panic| anyhow!("the thread in the pod's network panicked"))?
 }
 
 /// Sends back what comes; after the client's end says how many bytes that were.

@@ -55,21 +55,25 @@ fn descriptors_return(node: &Node, before: usize) -> Result<()> {
     })
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Presence {
+    Here,
+    Gone,
+}
+
 /// Whether a process with these arguments runs, in whatever container.
-fn runs(arguments: &str) -> bool {
-    let Ok(processes) = fs::read_dir("/proc") else { return false };
-    processes.flatten().any(|process| {
+fn presence(arguments: &str) -> Presence {
+    let Ok(processes) = fs::read_dir("/proc") else { return Presence::Gone };
+    let here = processes.flatten().any(|process| {
         let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ") == arguments
-    })
+    });
+    if here { Presence::Here } else { Presence::Gone }
 }
 
 /// Waits until a process with these arguments runs, or until none does.
-fn wait_process(arguments: &str, wanted: bool) -> Result<()> {
-    eventually(Seconds(15), || {
-        ensure!(runs(arguments) == wanted, "{arguments:?} runs: {}", !wanted);
-        Ok(())
-    })
+fn wait_process(arguments: &str, wanted: Presence) -> Result<()> {
+    eventually(Seconds(15), || same(arguments, &presence(arguments), &wanted))
 }
 
 fn an_exec_gives_both_streams_and_the_code(node: &mut Node, _: &mut Registry) -> Result<()> {
@@ -219,15 +223,15 @@ fn a_killed_client_leaves_nothing(node: &mut Node, _: &mut Registry) -> Result<(
         let attached = Session::start(node.crictl_command(&["attach", "-i", "-r", transport, &id]))?;
         let forward =
             Session::start(node.crictl_command(&["port-forward", "-r", transport, &pod.id, ":80"]))?;
-        wait_process("sleep 4711", true)?;
+        wait_process("sleep 4711", Presence::Here)?;
         busy.says("4712")?;
         attached.says("tick")?;
         forward.says("Forwarding from")?;
         for session in [exec, busy, attached, forward] {
             session.kill()?;
         }
-        wait_process("sleep 4711", false)?;
-        wait_process("yes 4712", false)?;
+        wait_process("sleep 4711", Presence::Gone)?;
+        wait_process("yes 4712", Presence::Gone)?;
         descriptors_return(node, before)?;
     }
     Ok(())
@@ -238,7 +242,7 @@ fn sessions(node: &Node, pod: &str, id: &str, transport: &str) -> Result<Vec<Ses
     let exec = Session::start(node.crictl_command(&["exec", "-i", "-r", transport, id, "sleep", "4713"]))?;
     let attached = Session::start(node.crictl_command(&["attach", "-r", transport, id]))?;
     let forward = Session::start(node.crictl_command(&["port-forward", "-r", transport, pod, ":80"]))?;
-    wait_process("sleep 4713", true)?;
+    wait_process("sleep 4713", Presence::Here)?;
     attached.says("tick")?;
     forward.says("Forwarding from")?;
     Ok(vec![exec, attached, forward])
@@ -281,7 +285,8 @@ fn sessions_end_with_the_daemon(node: &mut Node, _: &mut Registry) -> Result<()>
                 session.end().with_context(|| format!("after {signal:?}"))?;
             }
             node.start_daemon()?;
-            wait_process("sleep 4713", false).with_context(|| format!("{transport}, after {signal:?}"))?;
+            wait_process("sleep 4713", Presence::Gone)
+                .with_context(|| format!("{transport}, after {signal:?}"))?;
             node.crictl(&["exec", "-r", transport, &id, "true"])?;
         }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use tonic::Code;
 
-use super::{descriptors, descriptors_return, wait_process};
+use super::{Presence, descriptors, descriptors_return, wait_process};
 use crate::eventually::pause;
 use crate::node::{Node, same};
 use crate::registry::Registry;
@@ -84,7 +84,7 @@ fn breaks(node: &Node, id: &str, headers: &str, cases: &[(&str, &[u8], bool)]) -
         drop(client);
         descriptors_return(node, before).with_context(|| (*what).to_owned())?;
         for process in [COMMAND.join(" ").as_str(), "sleep 4714"] {
-            wait_process(process, false).with_context(|| (*what).to_owned())?;
+            wait_process(process, Presence::Gone).with_context(|| (*what).to_owned())?;
         }
     }
     same("still there", &node.crictl(&["exec", id, "echo", "yes"])?.as_str(), &"yes\n")
@@ -168,7 +168,7 @@ fn too_many_waiting_requests_are_refused(node: &mut Node, _: &mut Registry) -> R
     }
     let codes = [
         node.cri.exec_url(&id, &["true"]).err().map(|status| status.code()),
-        node.cri.attach_url(&id, false).err().map(|status| status.code()),
+        node.cri.listen_url(&id).err().map(|status| status.code()),
         node.cri.forward_url(&pod.id, 80).err().map(|status| status.code()),
     ];
     same("codes", &codes, &[Some(Code::ResourceExhausted); 3])?;
@@ -176,7 +176,7 @@ fn too_many_waiting_requests_are_refused(node: &mut Node, _: &mut Registry) -> R
     // One that is used makes room.
     let (client, path) = Client::of(&first)?;
     drop(client.websocket(&path, "v4.channel.k8s.io")?);
-    node.cri.attach_url(&id, false)?;
+    node.cri.listen_url(&id)?;
     Ok(())
 }
 

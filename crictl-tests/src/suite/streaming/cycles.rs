@@ -71,7 +71,7 @@ fn attach_and_detach_cost_nothing_that_stays(node: &mut Node, _: &mut Registry) 
 
 /// Attaches over a WebSocket, hears the container, and goes without a farewell.
 fn cycle(node: &Node, id: &str) -> Result<()> {
-    let (client, path) = Client::of(&node.cri.attach_url(id, false)?)?;
+    let (client, path) = Client::of(&node.cri.listen_url(id)?)?;
     let heard = spoken(&mut client.websocket(&path, "v5.channel.k8s.io")?)?;
     ensure!(matches!(&heard, Message::Binary(text) if text.starts_with(b"\x01")), "heard {heard:?}");
     Ok(())

@@ -76,7 +76,7 @@ fn carries_both_halves_and_many_connections(node: &mut Node, _: &mut Registry) -
             })
             .collect();
         for client in asking {
-            client.join().map_err(|_| anyhow!("a client panicked"))?.with_context(|| session.text())?;
+            client.join().map_err(|_panic| anyhow!("a client panicked"))?.with_context(|| session.text())?;
         }
         descriptors_return(node, before)?;
         session.kill()?;
@@ -125,7 +125,7 @@ fn carries_much_unharmed(node: &mut Node, _: &mut Registry) -> Result<()> {
         });
         let mut back = Vec::with_capacity(MUCH_BYTES + ending.len());
         socket.read_to_end(&mut back).with_context(|| session.text())?;
-        writing.join().map_err(|_| anyhow!("the writer panicked"))??;
+        writing.join().map_err(|_panic| anyhow!("the writer panicked"))??;
         same("length", &back.len(), &(MUCH_BYTES + ending.len()))?;
         let (text, last) = back.split_at(MUCH_BYTES);
         same("checksum", &Sha256::digest(text), &Sha256::digest(&much))?;
