@@ -14,8 +14,12 @@ use crate::registry::Registry;
 use crate::say;
 use crate::suite::REGISTRY_PORT;
 
+mod listener;
 mod polling;
+mod streams;
 
+/// Set to measure streams alone, which takes half a minute.
+const ONLY_STREAMS: &str = "CRICTL_TESTS_BENCH_STREAMS";
 const PODS: usize = 40;
 const EXECS: usize = 200;
 const CLIENTS: usize = 10;
@@ -34,6 +38,11 @@ pub fn run(disk: Option<&Path>) -> Result<()> {
     let more = "[nri]\nenabled = true\nsocket = \"/run/t/1/nri.sock\"\n".to_owned();
     let options = Options { disk: disk.map(Path::to_owned), log: "warn".into(), more, ..Options::default() };
     let mut node = Node::start("bench", 1, &registry, &options)?;
+    if std::env::var_os(ONLY_STREAMS).is_some() {
+        streams::run(&node)?;
+        return node.finish();
+    }
+    let listener = listener::Listener::start(&node.socket())?;
     for handler in ["crisp", "crun", "runc"] {
         for (text, pause) in [("with pauses", PAUSE), ("back to back", Duration::ZERO)] {
             lifecycle(&node, handler, pause)
@@ -45,6 +54,9 @@ pub fn run(disk: Option<&Path>) -> Result<()> {
     at_once(&node)?;
     memory(&node)?;
     polling::run(&node)?;
+    streams::run(&node)?;
+    say!("\na listener heard {} events meanwhile", listener.heard());
+    drop(listener);
     node.finish()
 }
 

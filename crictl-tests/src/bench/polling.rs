@@ -15,7 +15,7 @@ const CALLS: usize = 200;
 /// How long the processor time is watched.
 const WATCHED: Duration = Duration::from_secs(60);
 /// Clock ticks of `/proc/<pid>/stat` in a second: 100 on every machine (`sysconf(_SC_CLK_TCK)`).
-const TICKS_PER_SECOND: f64 = 100.0;
+pub(super) const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Brings up pods, times the lists, then polls as a kubelet does in its steady state, then not at all.
 pub(super) fn run(node: &Node) -> Result<()> {
@@ -133,7 +133,7 @@ fn ticks(node: &Node) -> Result<u64> {
 }
 
 /// Fields 14 and 15 of `/proc/<pid>/stat` (proc_pid_stat(5)): user and system time.
-fn of_process(pid: u32) -> Result<u64> {
+pub(super) fn of_process(pid: u32) -> Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let rest = stat.rsplit(')').next().unwrap_or_default();
     let times: Vec<u64> =
