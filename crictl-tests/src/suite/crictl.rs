@@ -428,11 +428,14 @@ fn writes_a_checkpoint_or_says_what_it_needs(node: &mut Node, _: &mut Registry) 
     let done =
         node.crictl_command(&["checkpoint", "--export", &archive.display().to_string(), &id]).output()?;
     if done.status.success() {
-        ensure!(archive.metadata()?.len() > 0, "the archive is empty");
+        let bytes = archive.metadata()?.len();
+        ensure!(bytes > 0, "the archive is empty");
+        crate::say!("  an archive of {bytes} bytes");
     } else {
         let error = String::from_utf8_lossy(&done.stderr).into_owned();
         ensure!(error.to_lowercase().contains("criu"), "what is missing is not named: {error}");
         ensure!(!archive.exists(), "a part of an archive is left");
+        crate::say!("  none: {}", error.trim());
     }
     same("state", &node.crictl_json(&["inspect", &id])?["status"]["state"], &json!("CONTAINER_RUNNING"))
 }

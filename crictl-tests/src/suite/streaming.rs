@@ -317,13 +317,9 @@ fn sessions_over_tls(node: &mut Node, _: &mut Registry) -> Result<()> {
     let (client, path) = Client::of(&url)?;
     ensure!(client.websocket(&path, "v5.channel.k8s.io").is_err(), "a session without TLS");
     for transport in TRANSPORTS {
-        let done = node.crictl_command(&["exec", "-r", transport, &id, "echo", "by crictl"]).output()?;
-        crate::say!(
-            "  crictl exec -r {transport} over TLS without --tls-ca: {} {}{}",
-            done.status,
-            String::from_utf8_lossy(&done.stdout),
-            String::from_utf8_lossy(&done.stderr)
-        );
+        // Without a flag for the certificate crictl takes any.
+        let said = node.crictl(&["exec", "-r", transport, &id, "echo", "by crictl"])?;
+        same(transport, &said.as_str(), &"by crictl\n")?;
     }
     Ok(())
 }

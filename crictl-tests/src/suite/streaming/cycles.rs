@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use super::{descriptors, spoken};
-use crate::eventually::{Seconds, eventually, pause};
+use crate::eventually::{Seconds, eventually};
 use crate::node::Node;
 use crate::registry::Registry;
 use crate::suite::tests;
@@ -19,8 +19,6 @@ const CYCLES_USUAL: u32 = 2000;
 /// Allocators and caches have grown to their size after these.
 const WARM_UP: u32 = 300;
 const TIME_MAX: Duration = Duration::from_secs(120);
-/// The end of the one session before the descriptors are counted.
-const SETTLE: Duration = Duration::from_secs(2);
 /// Kept by allocators for a moment, or for good, whatever the number of cycles.
 const GROWTH_KIB_MAX: u64 = 2048;
 
@@ -46,9 +44,6 @@ fn attach_and_detach_cost_nothing_that_stays(node: &mut Node, _: &mut Registry) 
     config.log_path = String::new();
     let id = node.launch(&pod, &config)?;
     let processes = [("daemon", node.daemon_pid()?), ("shim", shim()?)];
-    // What the first session makes once stays.
-    cycle(node, &id)?;
-    pause(SETTLE);
     let idle = processes.map(|(_, pid)| descriptors(pid));
     (0..WARM_UP).try_for_each(|_| cycle(node, &id))?;
     for ((name, pid), idle) in processes.into_iter().zip(idle) {
