@@ -3,7 +3,20 @@
 set -eu
 . /share/node.sh
 
-command -v criu >/dev/null || fail "no criu in the machine"
+criu=${CRIU:-$(command -v criu)} || fail "no criu in the machine"
+# With /run/slow, processes stand for eight seconds when they are written.
+cat >/run/criu-slow <<END
+#!/bin/sh
+[ -e /run/slow ] && [ "\$1" = dump ] && set -- "\$@" --action-script /run/stand
+exec $criu "\$@"
+END
+cat >/run/stand <<'END'
+#!/bin/sh
+[ "$CRTOOLS_SCRIPT_ACTION" != post-dump ] || exec sleep 8
+END
+chmod +x /run/criu-slow /run/stand
+mkdir -p /etc/crisp
+printf '[checkpoint]\ncriu = "/run/criu-slow"\n' >>/etc/crisp/config.toml
 serve
 crisp image import /share/busybox.tar >/dev/null || fail "image import"
 mounts=$(grep -c . /proc/self/mountinfo)
@@ -24,7 +37,7 @@ create() {
 {"metadata": {"name": "count"}, "image": {"image": "$2"}, "log_path": "count.log",
  "command": ["sh", "-c", "trap 'exit 7' TERM; n=0; busybox rm /bin/wget; while :; do n=\$((n+1)); echo \$n; echo \$n >/count; usleep 100000; done"],
  "mounts": [{"container_path": "/data", "host_path": "/run/data"}],
- "linux": {"resources": {"memory_limit_in_bytes": 67108864}, "security_context": {"namespace_options": {"pid": 1}, "seccomp": {"profile_type": 0}, "no_new_privs": true,
+ "linux": {"resources": {"memory_limit_in_bytes": 67108864}, "security_context": {"namespace_options": {"pid": 1}, "seccomp": {"profile_type": ${profile:-0}}, "no_new_privs": true,
   "masked_paths": ["/proc/kcore", "/proc/keys", "/proc/acpi", "/sys/firmware"], "readonly_paths": ["/proc/sys", "/proc/bus"]${3:-}}}}
 END
     cri create "$(cat "/run/$1.id")" "/run/$1-c.json" "/run/$1.json"
@@ -154,12 +167,43 @@ bad "processes without a filter" InvalidArgument filter.tar
 cri stopp "$(cat /run/bad.id)" >/dev/null && cri rmp "$(cat /run/bad.id)" >/dev/null || fail "remove bad"
 ok "refused checkpoints leave nothing"
 
+# Whatever happens to a checkpoint, the container goes on.
+touch /run/slow
+pod slow >/run/slow.id
+slow=$(create slow $image) && cri start "$slow" >/dev/null || fail "start the slow one"
+eventually 30 reaches slow 5 || fail "it does not count"
+refused "a checkpoint that takes too long" DeadlineExceeded cri --timeout 3s checkpoint --export=$archives/slow.tar "$slow"
+counts slow
+ok "it goes on counting"
+cri checkpoint --export=$archives/slow.tar "$slow" >/dev/null 2>&1 &
+asked=$!
+stands() { find /var/lib/crisp/containers -path '*/checkpoint/checkpoint/inventory.img' | grep -q . && pgrep -x sleep >/dev/null; }
+eventually 30 stands || fail "no dump is under way"
+kill -KILL $daemon
+wait $daemon || true
+wait $asked || true
+serve
+counts slow
+ok "it goes on counting after the daemon died in the middle"
+rm /run/slow
+cri checkpoint --export=$archives/slow.tar "$slow" >/dev/null || fail "checkpoint after that"
+cri stopp "$(cat /run/slow.id)" >/dev/null && cri rmp "$(cat /run/slow.id)" >/dev/null || fail "remove slow"
+[ "$(find $archives -type f | wc -l)" = 3 ] || fail "files are left: $(ls -la $archives)"
+
 # A request that gives less than the checkpoint has.
 pod four >/run/four.id
-strict=$(create four $archives/c.tar ', "capabilities": {"drop_capabilities": ["ALL"]}') || strict=
-[ -z "$strict" ] || refused "more capabilities than requested" "not what was requested" cri start "$strict"
-# (its filter differs with its capabilities, so that creation may refuse it already)
-[ -n "$strict" ] || ok "refused: a filter that is not the requested one"
+refused "a filter that is not the requested one" "seccomp filter" create four $archives/c.tar ', "capabilities": {"drop_capabilities": ["ALL"]}'
+profile=1
+lax=$(create four $image) && cri start "$lax" >/dev/null || fail "start one without a filter"
+eventually 30 reaches four 5 || fail "it does not count"
+cri checkpoint --export=$archives/lax.tar "$lax" >/dev/null || fail "checkpoint one without a filter"
+cri rm -f "$lax" >/dev/null || fail "remove it"
+strict=$(create four $archives/lax.tar ', "capabilities": {"drop_capabilities": ["ALL"]}') || fail "create a strict one"
+lines=$(lines four)
+refused "more capabilities than requested" "a process has Cap" cri start "$strict"
+[ "$(lines four)" = "$lines" ] || fail "it ran: $(tail -n 3 /run/logs/four/count.log)"
+cri inspect "$strict" | grep -q '"reason": "StartError"' || fail "reason"
+ok "nothing of it has run; it ended with StartError"
 cri stopp "$(cat /run/four.id)" >/dev/null && cri rmp "$(cat /run/four.id)" >/dev/null || fail "remove four"
 
 kill -TERM $daemon

@@ -24,11 +24,12 @@ pub(super) const LOG: &str = "dump.log";
 const SAID: &str = "said";
 const GO: &str = "go";
 /// Runs when everything is written and nothing goes on yet: tells us, and waits until we are done. When the daemon dies, its end of the
-/// pipe closes and the script fails, so that the container goes on; `timeout` is for a death before the script has opened them.
+/// pipe closes and the script fails, so that the container goes on. Of a daemon that has died before it knows by the pid, `timeout` is for what that misses.
 fn script(limit: Duration) -> String {
-    let seconds = limit.as_secs() + 1;
+    let (seconds, daemon) = (limit.as_secs() + 1, std::process::id());
     format!(
         "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" = post-dump ] || exit 0\n\
+         kill -0 {daemon} || exit 1\n\
          exec timeout {seconds} sh -c 'echo >{SAID} && read -r _ <{GO}'\n"
     )
 }
