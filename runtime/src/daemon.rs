@@ -258,7 +258,6 @@ fn network(config: &Config, dirs: &Dirs) -> NetworkConfig {
         ipv6_subnet: config.network.ipv6_subnet.map(|subnet| subnet.to_string()),
         mtu: config.network.mtu,
         masquerade: config.network.masquerade,
-        ..network.bridge
     };
     network
 }
