@@ -53,7 +53,7 @@ pub fn run() -> Result<bool> {
         let mut kubelet = Kubelet::new(&binary, &node, &disk, gates)?;
         let done = scenario(&mut node, &mut kubelet);
         kubelet.end()?;
-        remove_cgroups()?;
+        kubelet.clean_up()?;
         let done = done.and_then(|()| node.finish().context("after the kubelet"));
         if let Err(error) = done {
             say!("kubelet with {gates:?}: FAILED: {error:?}");
@@ -66,13 +66,6 @@ pub fn run() -> Result<bool> {
     }
     registry.stop()?;
     Ok(well)
-}
-
-/// The kubelet's own, which it leaves or removes when it likes.
-fn remove_cgroups() -> Result<()> {
-    let mut find = Command::new("find");
-    find.args(["/sys/fs/cgroup", "-depth", "-path", "*/kubepods*", "-type", "d", "-exec", "rmdir", "{}", ";"]);
-    crate::command::run(&mut find).map(drop)
 }
 
 fn scenario(node: &mut Node, kubelet: &mut Kubelet) -> Result<()> {
@@ -165,6 +158,14 @@ impl Kubelet {
             rustix::process::Signal::TERM,
         )?;
         eventually(Seconds(20), || child.try_wait()?.context("the kubelet still runs")).map(drop)
+    }
+
+    /// Removes what is the kubelet's own, and stays when it ends: the mount of its folder, the cgroups of its pods.
+    fn clean_up(&self) -> Result<()> {
+        crate::command::run(Command::new("umount").arg("-R").arg(self.dir.join("root")))?;
+        let mut find = Command::new("find");
+        find.args(["/sys/fs/cgroup", "-depth", "-path", "*/kubepods*", "-type", "d", "-exec", "rmdir", "{}", ";"]);
+        crate::command::run(&mut find).map(drop)
     }
 
     fn log_tail(&self) -> String {
