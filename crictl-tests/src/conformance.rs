@@ -336,7 +336,7 @@ impl Table {
     /// What the table says that is not so, and what is so that the table does not say.
     fn compare(&self, suite: &Suite, specs: &BTreeMap<String, Outcome>) -> Vec<String> {
         let mut differences = Vec::new();
-        for (spec, outcome) in specs {
+        for (spec, outcome) in specs.iter().filter(|(_, outcome)| outcome.reason != UNSELECTED) {
             let row = self.0.get(spec);
             let listed = row.and_then(|row| row.results[suite.column as usize].as_deref());
             if listed != Some(outcome.result.as_str()) {
