@@ -63,7 +63,7 @@ fi
 finish unit
 [ "${1:-}" = quick ] || lines=20 stage vm $tests vm
 lines=100 stage outside $tests test
-lines=80 stage bench $tests bench
+lines=80 stage bench $tests bench --extent short
 
 unit_passed=$(sed -n 's/^test result: .* \([0-9]*\) passed.*/\1/p' "$logs/unit.log" | awk '{s += $1} END {print s + 0}')
 unit_failed=$(sed -n 's/^test result: .* \([0-9]*\) failed.*/\1/p' "$logs/unit.log" | awk '{s += $1} END {print s + 0}')

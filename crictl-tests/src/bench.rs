@@ -18,8 +18,6 @@ mod listener;
 mod polling;
 mod streams;
 
-/// Set to measure streams alone, which takes half a minute.
-const ONLY_STREAMS: &str = "CRICTL_TESTS_BENCH_STREAMS";
 const PODS: usize = 40;
 const EXECS: usize = 200;
 const CLIENTS: usize = 10;
@@ -32,32 +30,44 @@ const PAUSE: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// When a call fails.
-pub fn run(disk: Option<&Path>) -> Result<()> {
+pub fn run(disk: Option<&Path>, extent: Extent) -> Result<()> {
     let registry = Registry::start(Path::new("/run/registry"), REGISTRY_PORT)?;
     // What a node has on: plugins may register, and somebody listens to the events.
     let more = "[nri]\nenabled = true\nsocket = \"/run/t/1/nri.sock\"\n".to_owned();
     let options = Options { disk: disk.map(Path::to_owned), log: "warn".into(), more, ..Options::default() };
     let mut node = Node::start("bench", 1, &registry, &options)?;
-    if std::env::var_os(ONLY_STREAMS).is_some() {
+    if extent == Extent::Streams {
         streams::run(&node)?;
         return node.finish();
     }
     let listener = listener::Listener::start(&node.socket())?;
-    for handler in ["crisp", "crun", "runc"] {
-        for (text, pause) in [("with pauses", PAUSE), ("back to back", Duration::ZERO)] {
-            lifecycle(&node, handler, pause)
-                .with_context(|| format!("handler {handler}"))?
-                .print(handler, text);
-        }
+    let (paused, hurried) = (("with pauses", PAUSE), ("back to back", Duration::ZERO));
+    let cases = [("crisp", paused), ("crisp", hurried), ("crun", hurried), ("runc", hurried)];
+    let count = if extent == Extent::Short { 1 } else { cases.len() };
+    for (handler, (text, pause)) in cases.into_iter().take(count) {
+        lifecycle(&node, handler, pause).with_context(|| format!("handler {handler}"))?.print(handler, text);
     }
     execs(&node)?;
     at_once(&node)?;
     memory(&node)?;
-    polling::run(&node)?;
-    streams::run(&node)?;
+    polling::run(&node, extent)?;
+    if extent == Extent::Whole {
+        streams::run(&node)?;
+    }
     say!("\na listener heard {} events meanwhile", listener.heard());
     drop(listener);
     node.finish()
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Extent {
+    /// Everything.
+    Whole,
+    /// The built-in handler's pods, execs, memory, lists: a minute.
+    Short,
+    /// What exec, attach and port-forward carry.
+    Streams,
 }
 
 /// Durations by stage.

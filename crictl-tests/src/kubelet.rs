@@ -164,7 +164,18 @@ impl Kubelet {
     fn clean_up(&self) -> Result<()> {
         crate::command::run(Command::new("umount").arg("-R").arg(self.dir.join("root")))?;
         let mut find = Command::new("find");
-        find.args(["/sys/fs/cgroup", "-depth", "-path", "*/kubepods*", "-type", "d", "-exec", "rmdir", "{}", ";"]);
+        find.args([
+            "/sys/fs/cgroup",
+            "-depth",
+            "-path",
+            "*/kubepods*",
+            "-type",
+            "d",
+            "-exec",
+            "rmdir",
+            "{}",
+            ";",
+        ]);
         crate::command::run(&mut find).map(drop)
     }
 
@@ -372,7 +383,11 @@ fn rotated(kubelet: &Kubelet) -> Result<()> {
 fn statistics(kubelet: &Kubelet) -> Result<()> {
     eventually(PATIENCE, || {
         let metrics = String::from_utf8_lossy(&kubelet.get("/metrics/resource")?).into_owned();
-        for name in ["container_memory_working_set_bytes", "container_cpu_usage_seconds_total", "pod_memory_working_set_bytes"] {
+        for name in [
+            "container_memory_working_set_bytes",
+            "container_cpu_usage_seconds_total",
+            "pod_memory_working_set_bytes",
+        ] {
             let line = metrics.lines().find(|line| line.starts_with(name) && line.contains("web-node"));
             line.with_context(|| format!("no {name} of the web server in {metrics}"))?;
         }

@@ -30,6 +30,9 @@ enum Command {
         /// Folder on a disk for state that survives a reboot; memory without it.
         #[arg(long)]
         dir: Option<std::path::PathBuf>,
+        /// How much is measured.
+        #[arg(long, value_enum, default_value = "whole")]
+        extent: bench::Extent,
     },
     /// Time the calls of pods at a daemon that runs.
     Times(times::Options),
@@ -75,7 +78,7 @@ fn drive(command: Command) -> Result<bool> {
     match command {
         Command::Test { filters } => suite::run(&filters),
         Command::Critest(suite) => conformance::run(&suite),
-        Command::Bench { dir } => bench::run(dir.as_deref()).map(|()| true),
+        Command::Bench { dir, extent } => bench::run(dir.as_deref(), extent).map(|()| true),
         Command::Kubelet => kubelet::run(),
         Command::Node => suite::wait_here().map(|()| true),
         Command::Prepare

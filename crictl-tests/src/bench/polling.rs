@@ -5,20 +5,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use crisp_proto::cri;
 
-use super::{Stages, millis};
+use super::{Extent, Stages, millis};
 use crate::eventually::pause;
 use crate::node::Node;
 use crate::say;
 
 const PODS: usize = 50;
-const CALLS: usize = 200;
-/// How long the processor time is watched.
-const WATCHED: Duration = Duration::from_secs(60);
+const CALLS: usize = 100;
+/// How long the processor time is watched: each call of a kubelet comes once at least.
+const WATCHED: Duration = Duration::from_secs(30);
 /// Clock ticks of `/proc/<pid>/stat` in a second: 100 on every machine (`sysconf(_SC_CLK_TCK)`).
 pub(super) const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Brings up pods, times the lists, then polls as a kubelet does in its steady state, then not at all.
-pub(super) fn run(node: &Node) -> Result<()> {
+pub(super) fn run(node: &Node, extent: Extent) -> Result<()> {
     for number in 0..PODS {
         let pod = node.run(node.pod(&format!("q{number}")))?;
         node.launch(&pod, &node.container("c", &["sleep", "1000"]))?;
@@ -36,6 +36,9 @@ pub(super) fn run(node: &Node) -> Result<()> {
         stages.time("Status", || status(node))?;
     }
     stages.print_calls(&format!("{PODS} pods of one container, {CALLS} calls each"));
+    if extent == Extent::Short {
+        return node.remove_all();
+    }
     let busy = watch(node, || poll(node))?;
     let idle = watch(node, || {
         pause(WATCHED);

@@ -137,7 +137,9 @@ fn run_one(name: &str, test: &Test, registry: &mut Registry) -> Result<()> {
 pub fn wait_here() -> Result<()> {
     let registry = Registry::start(Path::new("/run/registry"), REGISTRY_PORT)?;
     let node = Node::start("node", 1, &registry, &Options::default())?;
-    say!("enter with: nsenter -a -t PID, where PID is what `pgrep -f 'crictl-tests inside'` prints last outside");
+    say!(
+        "enter with: nsenter -a -t PID, where PID is what `pgrep -f 'crictl-tests inside'` prints last outside"
+    );
     say!("crictl --runtime-endpoint unix://{}", node.socket().display());
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     Ok(())
