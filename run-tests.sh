@@ -61,7 +61,7 @@ if [ "${1:-}" != quick ]; then
     finish machine
 fi
 finish unit
-[ "${1:-}" = quick ] || lines=20 stage vm $tests vm
+[ "${1:-}" = quick ] || lines=20 stage vm $tests vm --smoke
 lines=100 stage outside $tests test
 lines=80 stage bench $tests bench --extent short
 
