@@ -78,6 +78,17 @@ impl EndReason {
     }
 }
 
+/// A state in the words that CRI and NRI share; times in nanoseconds since the Unix epoch.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Account {
+    pub(crate) pid: i32,
+    pub(crate) started_at: i64,
+    pub(crate) finished_at: i64,
+    pub(crate) exit_code: i32,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
 /// What happens to a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ContainerEvent {
@@ -123,6 +134,24 @@ impl ContainerState {
             Self::Starting => "starting",
             Self::Running { .. } => "running",
             Self::Exited { .. } => "exited",
+        }
+    }
+
+    /// What clients and plugins are told of it; zero and empty where it is not so, or not yet.
+    pub(crate) fn account(&self) -> Account {
+        match self {
+            Self::Creating | Self::Created | Self::Starting => Account::default(),
+            Self::Running { pid, started_at, .. } => {
+                Account { pid: *pid, started_at: started_at.0, ..Account::default() }
+            }
+            Self::Exited { started_at, end } => Account {
+                pid: 0,
+                started_at: started_at.map_or(0, |at| at.0),
+                finished_at: end.finished_at.0,
+                exit_code: end.reason.code(),
+                reason: end.reason.name(),
+                message: end.reason.message().to_owned(),
+            },
         }
     }
 

@@ -85,19 +85,19 @@ pub(crate) fn container(record: &ContainerRecord) -> cri::Container {
 
 /// ContainerStatus.
 pub(crate) fn container_status(record: &ContainerRecord) -> ContainerStatus {
-    let times = times(&record.state);
+    let account = record.state.account();
     ContainerStatus {
         id: record.id.to_string(),
         metadata: Some(container::metadata(&record.config)),
         state: container_state(&record.state).into(),
         created_at: record.created_at.0,
-        started_at: times.started_at,
-        finished_at: times.finished_at,
-        exit_code: times.exit_code,
+        started_at: account.started_at,
+        finished_at: account.finished_at,
+        exit_code: account.exit_code,
         image: Some(image_spec(record)),
         image_ref: record.image.reference.clone(),
-        reason: times.reason,
-        message: times.message,
+        reason: account.reason.to_owned(),
+        message: account.message,
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
         mounts: mounts(record),
@@ -106,29 +106,6 @@ pub(crate) fn container_status(record: &ContainerRecord) -> ContainerStatus {
         image_id: record.image.id.clone(),
         user: record.made.as_ref().map(|made| user(&made.user)),
         stop_signal: stop_signal(record),
-    }
-}
-
-#[derive(Default)]
-struct Times {
-    started_at: i64,
-    finished_at: i64,
-    exit_code: i32,
-    reason: String,
-    message: String,
-}
-
-fn times(state: &ContainerState) -> Times {
-    match state {
-        ContainerState::Creating | ContainerState::Created | ContainerState::Starting => Times::default(),
-        ContainerState::Running { started_at, .. } => Times { started_at: started_at.0, ..Times::default() },
-        ContainerState::Exited { started_at, end } => Times {
-            started_at: started_at.map_or(0, |at| at.0),
-            finished_at: end.finished_at.0,
-            exit_code: end.reason.code(),
-            reason: end.reason.name().to_owned(),
-            message: end.reason.message().to_owned(),
-        },
     }
 }
 

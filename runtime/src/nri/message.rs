@@ -52,7 +52,7 @@ pub(super) fn of_cri(limits: &LinuxContainerResources) -> Option<LinuxResources>
 /// A container, with what its specification says.
 pub(super) fn container(record: &ContainerRecord, spec: &oci::Spec) -> Container {
     let process = spec.process().clone().unwrap_or_default();
-    let times = times(&record.state);
+    let account = record.state.account();
     Container {
         id: record.id.to_string(),
         pod_sandbox_id: record.pod_id.to_string(),
@@ -65,14 +65,14 @@ pub(super) fn container(record: &ContainerRecord, spec: &oci::Spec) -> Container
         mounts: spec.mounts().iter().flatten().map(mount).collect(),
         hooks: spec.hooks().as_ref().map(hooks),
         linux: Some(linux(record, spec, &process)),
-        pid: times.pid,
+        pid: u32::try_from(account.pid).unwrap_or(0),
         rlimits: process.rlimits().iter().flatten().map(rlimit).collect(),
         created_at: record.created_at.0,
-        started_at: times.started_at,
-        finished_at: times.finished_at,
-        exit_code: times.exit_code,
-        status_reason: times.reason,
-        status_message: times.message,
+        started_at: account.started_at,
+        finished_at: account.finished_at,
+        exit_code: account.exit_code,
+        status_reason: account.reason.to_owned(),
+        status_message: account.message,
         cdi_devices: record.config.cdi_devices.iter().map(cdi_device).collect(),
         user: Some(User {
             uid: process.user().uid(),
@@ -89,33 +89,6 @@ fn state(state: &ContainerState) -> State {
         }
         ContainerState::Running { .. } => State::ContainerRunning,
         ContainerState::Exited { .. } => State::ContainerStopped,
-    }
-}
-
-#[derive(Default)]
-struct Times {
-    pid: u32,
-    started_at: i64,
-    finished_at: i64,
-    exit_code: i32,
-    reason: String,
-    message: String,
-}
-
-fn times(state: &ContainerState) -> Times {
-    match state {
-        ContainerState::Creating | ContainerState::Created | ContainerState::Starting => Times::default(),
-        ContainerState::Running { pid, started_at, .. } => {
-            Times { pid: u32::try_from(*pid).unwrap_or(0), started_at: started_at.0, ..Times::default() }
-        }
-        ContainerState::Exited { started_at, end } => Times {
-            pid: 0,
-            started_at: started_at.map_or(0, |at| at.0),
-            finished_at: end.finished_at.0,
-            exit_code: end.reason.code(),
-            reason: end.reason.name().to_owned(),
-            message: end.reason.message().to_owned(),
-        },
     }
 }
 
