@@ -46,6 +46,13 @@ enum Content {
     Layer(RootedDir),
 }
 
+/// Whether a request names a checkpoint as its image. Looks at memory only, since every creation asks.
+pub(crate) fn is_named(daemon: &Daemon, config: &ContainerConfig) -> bool {
+    let name = config.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
+    let image = || daemon.images.resolve(name).ok().flatten();
+    name.starts_with('/') || image().is_some_and(|image| image.annotations.contains_key(ANNOTATION))
+}
+
 /// The checkpoint that a request names as its image: an archive by its absolute path, or an image that says it holds one; `None` for any
 /// other image. Blocks.
 ///

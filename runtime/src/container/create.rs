@@ -110,6 +110,9 @@ async fn make(daemon: Arc<Daemon>, pod: Arc<Pod>, config: ContainerConfig) -> Re
 
 /// The checkpoint that is named in the place of the image, if it is one.
 async fn checkpoint(daemon: &Arc<Daemon>, config: &ContainerConfig) -> Result<Option<restore::Source>> {
+    if !restore::is_named(daemon, config) {
+        return Ok(None);
+    }
     let (daemon, config) = (Arc::clone(daemon), config.clone());
     blocking::run(move || restore::source(&daemon, &config)).await
 }
