@@ -41,7 +41,10 @@ pub(crate) struct Streams(OnceLock<Server>);
 
 impl Streams {
     fn server(&self) -> Result<&Server> {
-        self.0.get().ok_or(Error::Unimplemented("streaming before the server listens"))
+        self.0.get().ok_or_else(|| Error::Internal {
+            what: "prepare a session",
+            cause: "the streaming server does not listen".to_owned(),
+        })
     }
 }
 
@@ -138,7 +141,9 @@ struct Sessions(Weak<Daemon>);
 
 impl Sessions {
     fn daemon(&self) -> Result<Arc<Daemon>> {
-        self.0.upgrade().ok_or(Error::Unimplemented("a session of a daemon that ends"))
+        self.0
+            .upgrade()
+            .ok_or_else(|| Error::Internal { what: "begin a session", cause: "the daemon ends".to_owned() })
     }
 
     fn container(&self, id: &str) -> Result<(Arc<Daemon>, Arc<Container>)> {
@@ -275,15 +280,12 @@ fn attached_process(session: AttachSession, input_end: InputEnd) -> Process {
 ///
 /// Sockets belong to the namespace they are made in: only the making needs a thread there.
 async fn dial(pod: &Arc<Pod>, port: u16) -> Result<TcpStream> {
-    let mut refused = None;
-    for address in LOCALHOST {
-        match connect(pod, SocketAddr::new(address, port)).await {
-            Ok(socket) => return Ok(socket),
-            // What IPv4 says counts: most pods have nothing on IPv6.
-            Err(error) => refused = refused.or(Some(error)),
-        }
+    let [first, second] = LOCALHOST.map(|address| SocketAddr::new(address, port));
+    match connect(pod, first).await {
+        Ok(socket) => Ok(socket),
+        // What IPv4 says counts: most pods have nothing on IPv6.
+        Err(refused) => connect(pod, second).await.map_err(|_second| refused),
     }
-    Err(refused.unwrap_or(Error::Unimplemented("localhost without addresses")))
 }
 
 async fn connect(pod: &Arc<Pod>, address: SocketAddr) -> Result<TcpStream> {
