@@ -1,5 +1,5 @@
 //! The door to the blocking threads for what a call waits for: mounts, records, cgroup files, tree removal. Work that nobody waits for
-//! (collecting layers, measuring writable layers) and the image store's own go to the same threads beside it.
+//! (measuring writable layers) and the image store's own go to the same threads beside it.
 
 use crate::error::{Error, Result};
 

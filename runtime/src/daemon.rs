@@ -19,7 +19,7 @@ use crate::jobs::Jobs;
 use crate::pod::Pod;
 use crate::stats::Collector;
 use crate::supervisor::{CgroupEntry, HandlerKind, Launcher};
-use crate::{cgroups, pod};
+use crate::{blocking, cgroups, pod};
 
 /// How long a pod or container stays for a retry when the client that asked for it hung up: longer than a kubelet waits
 /// between two tries, shorter than anybody would miss its resources.
@@ -57,6 +57,8 @@ pub(crate) struct Daemon {
     pub(crate) container_jobs: Jobs<String, ContainerId>,
     /// By verb and id.
     pub(crate) step_jobs: Jobs<String, ()>,
+    /// Held by the collection of layers that is under way.
+    collecting: tokio::sync::Mutex<()>,
 }
 
 impl Daemon {
@@ -101,6 +103,7 @@ impl Daemon {
             pod_jobs: Jobs::new(),
             container_jobs: Jobs::new(),
             step_jobs: Jobs::new(),
+            collecting: tokio::sync::Mutex::default(),
             config,
             dirs,
             images,
@@ -161,14 +164,19 @@ impl Daemon {
         });
     }
 
-    /// Deletes layers that no image and no container needs any more, in the background.
-    pub(crate) fn collect_layers(&self) {
-        let images = self.images.clone();
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = images.collect() {
-                tracing::warn!(error = %crate::error::chain(&error), "collect unused layers");
+    /// Deletes the layers that no image and no container needs any more: those let go before the call are off the disk when the
+    /// task ends. It goes on when nobody waits for it.
+    pub(crate) fn collect_layers(self: &Arc<Self>) -> tokio::task::JoinHandle<()> {
+        let daemon = Arc::clone(self);
+        tokio::spawn(async move {
+            // A collection passes over what another one is deleting, so its end alone would not say that all is gone.
+            let _alone = daemon.collecting.lock().await;
+            let images = daemon.images.clone();
+            let collected = blocking::run(move || images.collect().doing("collect unused layers")).await;
+            if let Err(error) = collected {
+                tracing::warn!(error = %crate::error::chain(&error), "layers stay that nothing needs");
             }
-        });
+        })
     }
 
     /// Removes a pod that nobody claims in time.

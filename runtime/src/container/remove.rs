@@ -38,7 +38,8 @@ async fn steps(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
     daemon.containers.remove(container);
     crate::events::container(daemon, container, ContainerEventType::ContainerDeletedEvent);
     container.drop_layers();
-    daemon.collect_layers();
+    // Nobody asks whether the layers of a removed image went with its last container.
+    drop(daemon.collect_layers());
     tracing::info!(container_id = %container.id, "container removed");
     Ok(())
 }

@@ -135,7 +135,10 @@ impl ImageService for Images {
         let remove = async {
             let name = image_name(request.into_inner().image.as_ref())?;
             self.daemon.images.remove(&name).await.doing("remove the image")?;
-            self.daemon.collect_layers();
+            // A kubelet that makes room looks at once how much there is now, and evicts a pod when it is not enough.
+            if let Err(error) = self.daemon.collect_layers().await {
+                tracing::warn!(%error, "the collection of layers ended abnormally");
+            }
             tracing::info!(image = name, "image removed");
             Ok(RemoveImageResponse {})
         };
