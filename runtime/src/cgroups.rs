@@ -14,7 +14,7 @@ use crisp_systemd::{Slice, Stage};
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, Spec};
 
 use self::scope::{Scope, Scopes};
-use crate::blocking;
+use crate::blocking::{self, Kind};
 use crate::config::{CgroupDriver, Config, Handler};
 use crate::container::Container;
 use crate::daemon::Daemon;
@@ -277,7 +277,7 @@ pub(crate) async fn remove_pod(daemon: &Daemon, pod: &Pod) -> Result<()> {
         }
         (PodCgroup::Ours(_), None) => {
             let cgroup = daemon.cgroups.open(&pod.cgroup_path()?);
-            blocking::run(move || cgroup.remove().doing("remove the pod's cgroup")).await
+            blocking::run_as(Kind::Cgroup, move || cgroup.remove().doing("remove the pod's cgroup")).await
         }
         (PodCgroup::Given(_), _) => Ok(()),
     }
@@ -296,10 +296,10 @@ async fn kill_and_remove(daemon: &Daemon, scope: Option<&Scope>, cgroup: Cgroup)
         return Ok(());
     }
     let killed = cgroup.clone();
-    blocking::run(move || killed.kill().doing("kill what runs in a cgroup")).await?;
+    blocking::run_as(Kind::Cgroup, move || killed.kill().doing("kill what runs in a cgroup")).await?;
     match systemd {
         Some((scopes, scope)) => scopes.gone(scope).await,
-        None => blocking::run(move || cgroup.remove().doing("remove a cgroup")).await,
+        None => blocking::run_as(Kind::Cgroup, move || cgroup.remove().doing("remove a cgroup")).await,
     }
 }
 

@@ -24,7 +24,7 @@ use crisp_proto::cri::CheckpointContainerRequest;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
-use crate::blocking;
+use crate::blocking::{self, Kind};
 use crate::container::Container;
 use crate::container::state::ContainerState;
 use crate::daemon::Daemon;
@@ -126,7 +126,7 @@ async fn steps(
     };
     let contents = archive::Contents { spec, at, deleted: deleted?, work: work.0.clone() };
     let (owner, checkpointed, target) = (Arc::clone(daemon), Arc::clone(container), location.to_owned());
-    blocking::run(move || {
+    blocking::run_as(Kind::Disk, move || {
         archive::write(&owner, &checkpointed, &contents, &target)?;
         checkpointed.update(|record| record.checkpoint.checkpointed_at = Some(contents.at))
     })
@@ -141,7 +141,7 @@ struct Work(PathBuf);
 impl Work {
     async fn make(container: &Arc<Container>) -> Result<Self> {
         let path = work_dir(container);
-        blocking::run(move || {
+        blocking::run_as(Kind::Disk, move || {
             remove_tree(&path)?;
             crisp_store::ensure_dir(&path.join(crisp_checkpoint::IMAGES))
                 .doing("make the checkpoint's directory")?;
@@ -155,8 +155,9 @@ impl Drop for Work {
     fn drop(&mut self) {
         let path = std::mem::take(&mut self.0);
         // Memory images are large; deleting them is not for an asynchronous thread.
-        drop(tokio::task::spawn_blocking(move || {
-            if let Err(error) = remove_tree(&path) {
+        drop(tokio::spawn(async move {
+            let doomed = path.clone();
+            if let Err(error) = blocking::run_as(Kind::Disk, move || remove_tree(&doomed)).await {
                 tracing::warn!(path = %path.display(), %error, "delete a checkpoint's files");
             }
         }));

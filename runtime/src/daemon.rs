@@ -10,6 +10,7 @@ use crisp_image::{ImageStore, RegistryConfig};
 use crisp_network::{BridgeConfig, Network, NetworkConfig};
 use crisp_snapshot::LayerStore;
 
+use crate::blocking::{self, Kind};
 use crate::config::{Config, Handler, IpPreference};
 use crate::container::Container;
 use crate::dirs::Dirs;
@@ -19,7 +20,7 @@ use crate::jobs::Jobs;
 use crate::pod::Pod;
 use crate::stats::Collector;
 use crate::supervisor::{CgroupEntry, HandlerKind, Launcher};
-use crate::{blocking, cgroups, pod};
+use crate::{cgroups, pod};
 
 /// How long a pod or container stays for a retry when the client that asked for it hung up: longer than a kubelet waits
 /// between two tries, shorter than anybody would miss its resources.
@@ -172,7 +173,8 @@ impl Daemon {
             // A collection passes over what another one is deleting, so its end alone would not say that all is gone.
             let _alone = daemon.collecting.lock().await;
             let images = daemon.images.clone();
-            let collected = blocking::run(move || images.collect().doing("collect unused layers")).await;
+            let collected =
+                blocking::run_as(Kind::Disk, move || images.collect().doing("collect unused layers")).await;
             if let Err(error) = collected {
                 tracing::warn!(error = %crate::error::chain(&error), "layers stay that nothing needs");
             }

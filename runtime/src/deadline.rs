@@ -55,10 +55,17 @@ where
         let Some(limit) = limit else { return Box::pin(answer) };
         Box::pin(async move {
             let in_time = tokio::time::timeout(limit.saturating_sub(EARLIER), answer).await;
-            in_time.unwrap_or_else(|_elapsed| {
-                Ok(Status::deadline_exceeded("the call was not done by its deadline").into_http())
-            })
+            in_time.unwrap_or_else(|_elapsed| Ok(Status::deadline_exceeded(late()).into_http()))
         })
+    }
+}
+
+/// What a late call is told, with what holds up calls now.
+fn late() -> String {
+    let late = "the call was not done by its deadline".to_owned();
+    match crate::blocking::busy() {
+        Some(busy) => format!("{late}: {busy}"),
+        None => late,
     }
 }
 

@@ -24,6 +24,8 @@ pub(crate) enum Error {
     Unimplemented(&'static str),
     #[error("{what}: {cause}")]
     Internal { what: &'static str, cause: String },
+    #[error("all {threads} threads for {kind} are busy, and none got free within {waited_ms} ms")]
+    Busy { threads: usize, kind: &'static str, waited_ms: u64 },
     #[error("{what} did not end within {limit_ms} ms")]
     Timeout { what: &'static str, limit_ms: u64 },
     #[error("ImageVolumeMountFailed: {0}")]
@@ -51,6 +53,7 @@ impl Error {
             Self::WrongState { .. } => ErrorKind::WrongState,
             Self::Unimplemented(_) => ErrorKind::Unsupported,
             Self::Internal { .. } => ErrorKind::Internal,
+            Self::Busy { .. } => ErrorKind::Exhausted,
             Self::Timeout { .. } => ErrorKind::Timeout,
             Self::ImageVolume(cause) => cause.kind(),
             Self::Step { kind, .. } | Self::Pull { kind, .. } => *kind,

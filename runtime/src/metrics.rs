@@ -58,7 +58,10 @@ pub(crate) fn descriptors() -> Vec<MetricDescriptor> {
 pub(crate) async fn of_pods(daemon: &Arc<Daemon>, pods: Vec<Arc<Pod>>) -> Result<Vec<PodSandboxMetrics>> {
     let ready = stats::ready_pods(daemon, pods).await;
     let (reader, root) = (Arc::clone(daemon), Arc::clone(daemon));
-    let disk = crate::blocking::run(move || Ok(root.stats.metrics.devices.disk(root.dirs.root()))).await?;
+    let disk = crate::blocking::run_as(crate::blocking::Kind::Disk, move || {
+        Ok(root.stats.metrics.devices.disk(root.dirs.root()))
+    })
+    .await?;
     let read = stats::read_each(ready, move |ready| pod_metrics(&reader, ready, &disk)).await;
     daemon.stats.metrics.peaks.forget_old();
     read

@@ -55,7 +55,7 @@ pub(crate) fn serve(config: Config) -> Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
-        .max_blocking_threads(config.limits.blocking_threads)
+        .max_blocking_threads(blocking::allow(config.limits.blocking_threads))
         .enable_all()
         .build()
         .map_err(|error| startup("start the runtime's threads", error))?;

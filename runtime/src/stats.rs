@@ -22,6 +22,8 @@ use crisp_network::InterfaceStats;
 use crisp_proto::cri;
 use tokio::time::MissedTickBehavior;
 
+use crate::blocking::{self, Kind};
+use crate::cgroups;
 use crate::container::Container;
 use crate::container::state::ContainerState;
 use crate::daemon::Daemon;
@@ -29,7 +31,6 @@ use crate::error::{Doing as _, Error, Result};
 use crate::index::Indexed as _;
 use crate::pod::Pod;
 use crate::pod::state::PodState;
-use crate::{blocking, cgroups};
 use layers::{LayerUsage, Layers};
 use samples::Samples;
 
@@ -110,7 +111,7 @@ pub(crate) async fn of_container(
     keep_sampling(daemon);
     let layers = measure(daemon, std::slice::from_ref(container)).await;
     let (daemon, container) = (Arc::clone(daemon), Arc::clone(container));
-    blocking::run(move || {
+    blocking::run_as(Kind::Look, move || {
         let counted = if runs(&container) { count(&daemon, &container)? } else { None };
         Ok(container_message(&daemon, &container, counted, layers.first().copied().flatten()))
     })
@@ -149,7 +150,7 @@ where
     while !things.is_empty() {
         let rest = things.split_off(share.min(things.len()));
         let (share, read) = (std::mem::replace(&mut things, rest), Arc::clone(&read));
-        reading.push(blocking::run(move || {
+        reading.push(blocking::run_as(Kind::Look, move || {
             Ok(share.iter().filter_map(|thing| read(thing)).collect::<Vec<_>>())
         }));
     }
@@ -367,7 +368,7 @@ async fn sample_while_asked(daemon: Weak<Daemon>) {
             sample(&daemon);
             Ok(())
         };
-        let _sampled = blocking::run(sampling).await;
+        let _sampled = blocking::run_as(Kind::Look, sampling).await;
     }
 }
 

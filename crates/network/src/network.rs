@@ -502,6 +502,12 @@ impl Network {
         all
     }
 
+    /// Whether something is on record of a sandbox: an attachment, or what a failed attach could not undo. Never waits.
+    #[must_use]
+    pub fn holds(&self, sandbox_id: &SandboxId) -> bool {
+        self.records.get(sandbox_id).is_some()
+    }
+
     /// What a sandbox is attached to; `None` when it is not, or not completely.
     #[must_use]
     pub fn attachment(&self, sandbox_id: &SandboxId) -> Option<Attachment> {

@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::holder::{Holder, Holders, Stay};
-use crate::blocking;
+use crate::blocking::{self, Kind};
 use crate::error::{Doing as _, Error, Result};
 
 /// The cgroup of the holder, in a scope. Processes in the scope itself would keep a container from handing controllers down.
@@ -162,7 +162,7 @@ impl Scopes {
     async fn stop(&self, scope: &Scope, cgroup: Cgroup) -> Result<()> {
         self.systemd.stop(&scope.unit).await.doing("stop the scope")?;
         // One that systemd does not know any more.
-        blocking::run(move || cgroup.remove().doing("remove the scope's cgroup")).await
+        blocking::run_as(Kind::Cgroup, move || cgroup.remove().doing("remove the scope's cgroup")).await
     }
 
     fn forget(&self, unit: &str) -> Option<Prepared> {

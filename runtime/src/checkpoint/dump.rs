@@ -13,7 +13,7 @@ use tokio::net::unix::pipe;
 use tokio::process::Command;
 
 use super::host;
-use crate::blocking;
+use crate::blocking::{self, Kind};
 use crate::container::Container;
 use crate::daemon::Daemon;
 use crate::error::{Doing as _, Error, Result};
@@ -66,7 +66,7 @@ pub(super) async fn run(
         stands = said.read(&mut byte) => {
             stands.doing("wait for criu")?;
             let (writable, to) = (container.dir.writable().to_owned(), work.join(ROOTFS_DIFF));
-            let deleted = blocking::run(move || copy(&writable, &to)).await?;
+            let deleted = blocking::run_as(Kind::Disk, move || copy(&writable, &to)).await?;
             go.write_all(b"\n").await.doing("answer criu")?;
             Some(deleted)
         }

@@ -14,7 +14,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::fs::{Mode, OFlags};
 
 use super::{Facts, Origin, host, remove_tree, spec_of, verify, work_dir};
-use crate::blocking;
+use crate::blocking::{self, Kind};
 use crate::container::Container;
 use crate::daemon::Daemon;
 use crate::error::{Doing as _, Error, Result};
@@ -271,7 +271,7 @@ pub(crate) fn explain(container: &Container, error: &Error) -> Error {
 /// The images are of no use once the processes are there.
 pub(crate) async fn forget_images(container: &Arc<Container>) {
     let path = work_dir(container);
-    if let Err(error) = blocking::run(move || remove_tree(&path)).await {
+    if let Err(error) = blocking::run_as(Kind::Disk, move || remove_tree(&path)).await {
         tracing::warn!(container_id = %container.id, %error, "delete a restored checkpoint");
     }
 }

@@ -9,7 +9,7 @@ use crisp_proto::cri::ContainerConfig;
 
 use super::state::{ContainerEvent, ContainerState};
 use super::{Container, ContainerRecord, ImageFacts, bundle, metadata, remove, unique_name};
-use crate::blocking;
+use crate::blocking::{self, Kind};
 use crate::cgroups;
 use crate::checkpoint::{self, Origin, restore};
 use crate::cri::config;
@@ -74,7 +74,7 @@ async fn make(daemon: Arc<Daemon>, pod: Arc<Pod>, config: ContainerConfig) -> Re
     let made = async {
         cgroups::prepare_container(&daemon, &container)?;
         let (owner, bundled) = (Arc::clone(&daemon), Arc::clone(&container));
-        let (spec, made) = blocking::run(move || {
+        let (spec, made) = blocking::run_as(Kind::Bundle, move || {
             if let Some(checkpoint) = checkpoint {
                 bundled.update(|record| record.checkpoint = checkpoint.facts.clone())?;
                 checkpoint.place(&owner, &bundled)?;
@@ -84,7 +84,7 @@ async fn make(daemon: Arc<Daemon>, pod: Arc<Pod>, config: ContainerConfig) -> Re
         .await?;
         let spec = nri::create_container(&daemon, &container, spec).await?;
         let (owner, bundled) = (Arc::clone(&daemon), Arc::clone(&container));
-        blocking::run(move || {
+        blocking::run_as(Kind::Bundle, move || {
             if bundled.record().checkpoint.origin == Origin::Checkpoint {
                 restore::check(&owner, &bundled, &spec)?;
             }
@@ -114,7 +114,7 @@ async fn checkpoint(daemon: &Arc<Daemon>, config: &ContainerConfig) -> Result<Op
         return Ok(None);
     }
     let (daemon, config) = (Arc::clone(daemon), config.clone());
-    blocking::run(move || restore::source(&daemon, &config)).await
+    blocking::run_as(Kind::Bundle, move || restore::source(&daemon, &config)).await
 }
 
 /// A privileged container needs a pod that announced it.
@@ -185,7 +185,7 @@ async fn reserve(
 pub(crate) async fn discard(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
     cgroups::remove_container(daemon, container).await?;
     let half = Arc::clone(container);
-    blocking::run(move || remove::delete(&half)).await
+    blocking::run_as(Kind::Disk, move || remove::delete(&half)).await
 }
 
 /// Takes a half-made container apart. What cannot be deleted is left to the next start of the daemon, which sweeps.

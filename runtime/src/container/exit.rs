@@ -8,7 +8,7 @@ use crisp_proto::cri::ContainerEventType;
 
 use super::Container;
 use super::state::{ContainerEvent, End, EndReason};
-use crate::blocking;
+use crate::blocking::{self, Kind};
 use crate::cgroups;
 use crate::daemon::Daemon;
 use crate::error::Result;
@@ -71,7 +71,11 @@ pub(crate) fn report(container: &Container, cleaned: Result<()>) {
 
 async fn end(daemon: &Arc<Daemon>, container: &Arc<Container>, seen: Seen) -> Result<()> {
     let (owner, ended) = (Arc::clone(daemon), Arc::clone(container));
-    blocking::run(move || {
+    let kind = match seen {
+        Seen::Exit(_) => Kind::State,
+        Seen::ShimGone => Kind::Cgroup,
+    };
+    blocking::run_as(kind, move || {
         let end = match seen {
             Seen::Exit(exit) => of_exit(exit),
             Seen::ShimGone => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crisp_proto::cri::ContainerEventType;
 
 use super::{Container, exit, stop};
-use crate::blocking;
+use crate::blocking::{self, Kind};
 use crate::daemon::Daemon;
 use crate::error::{Doing as _, Result};
 
@@ -34,7 +34,7 @@ async fn steps(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
     exit::clean_up(daemon, container).await?;
     crate::nri::remove_container(daemon, container).await;
     let doomed = Arc::clone(container);
-    blocking::run(move || delete(&doomed)).await?;
+    blocking::run_as(Kind::Disk, move || delete(&doomed)).await?;
     daemon.containers.remove(container);
     crate::events::container(daemon, container, ContainerEventType::ContainerDeletedEvent);
     container.drop_layers();

@@ -7,7 +7,7 @@ use crisp_proto::cri::ContainerEventType;
 
 use super::state::{ContainerEvent, End, EndReason};
 use super::{Container, exit};
-use crate::blocking;
+use crate::blocking::{self, Kind};
 use crate::cgroups;
 use crate::checkpoint::{Origin, restore};
 use crate::daemon::Daemon;
@@ -118,7 +118,10 @@ async fn limit_as_updated(daemon: &Arc<Daemon>, container: &Arc<Container>) -> R
         return Ok(());
     }
     let (owner, created) = (Arc::clone(daemon), Arc::clone(container));
-    blocking::run(move || cgroups::update_container(&owner, &created, &record.resources, || Ok(()))).await
+    blocking::run_as(Kind::Cgroup, move || {
+        cgroups::update_container(&owner, &created, &record.resources, || Ok(()))
+    })
+    .await
 }
 
 fn stdio(daemon: &Daemon, container: &Container) -> Stdio {

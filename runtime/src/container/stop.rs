@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::state::ContainerState;
 use super::{Container, exit};
-use crate::blocking;
+use crate::blocking::{self, Kind};
 use crate::cgroups;
 use crate::daemon::Daemon;
 use crate::error::Result;
@@ -116,7 +116,8 @@ async fn kill(daemon: &Arc<Daemon>, container: &Arc<Container>) {
         tracing::debug!(%error, "kill the container's init");
     }
     let (owner, doomed) = (Arc::clone(daemon), Arc::clone(container));
-    if let Err(error) = blocking::run(move || cgroups::kill_container(&owner, &doomed)).await {
+    if let Err(error) = blocking::run_as(Kind::Cgroup, move || cgroups::kill_container(&owner, &doomed)).await
+    {
         tracing::warn!(%error, "kill the container's cgroup");
     }
 }

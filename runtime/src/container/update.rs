@@ -6,7 +6,7 @@ use crisp_spec::Resources;
 
 use super::Container;
 use super::state::ContainerState;
-use crate::blocking;
+use crate::blocking::{self, Kind};
 use crate::cgroups;
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
@@ -58,7 +58,7 @@ pub(crate) async fn update_for_plugin(
 
 async fn apply(daemon: &Arc<Daemon>, container: &Arc<Container>, requested: Resources) -> Result<()> {
     let (owner, target) = (Arc::clone(daemon), Arc::clone(container));
-    blocking::run(move || {
+    blocking::run_as(Kind::Cgroup, move || {
         let merged = target.record().resources.updated(&requested);
         // Checked in every state, so that a bad value is refused now and not at the start.
         cgroups::check(&owner, &merged)?;

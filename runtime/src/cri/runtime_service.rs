@@ -11,7 +11,7 @@ use tracing::Instrument as _;
 
 use super::lists::{self, Batches};
 use super::{convert, info, status};
-use crate::blocking;
+use crate::blocking::{self, Kind};
 use crate::container::{self, Container};
 use crate::daemon::Daemon;
 use crate::error::{Doing as _, Error, Result};
@@ -159,7 +159,7 @@ impl RuntimeService for Runtime {
             let info = match request.verbose {
                 true => {
                     let (daemon, pod) = (Arc::clone(&self.daemon), Arc::clone(&pod));
-                    blocking::run(move || info::pod(&daemon, &pod)).await?
+                    blocking::run_as(Kind::Look, move || info::pod(&daemon, &pod)).await?
                 }
                 false => HashMap::new(),
             };
@@ -261,7 +261,7 @@ impl RuntimeService for Runtime {
             let info = match request.verbose {
                 true => {
                     let daemon = Arc::clone(&self.daemon);
-                    blocking::run(move || info::container(&daemon, &container)).await?
+                    blocking::run_as(Kind::Look, move || info::container(&daemon, &container)).await?
                 }
                 false => HashMap::new(),
             };
@@ -368,7 +368,7 @@ impl RuntimeService for Runtime {
         let verbose = request.into_inner().verbose;
         let daemon = Arc::clone(&self.daemon);
         // The network's state is read from the kernel and from files.
-        let looked = blocking::run(move || {
+        let looked = blocking::run_as(Kind::Look, move || {
             let info = if verbose { info::daemon(&daemon) } else { HashMap::new() };
             Ok((conditions(&daemon), info))
         });
@@ -398,8 +398,10 @@ impl RuntimeService for Runtime {
         let pod_cidr = config.unwrap_or_default().pod_cidr;
         let network = Arc::clone(&self.daemon.network);
         answer(tracing::info_span!("UpdateRuntimeConfig", pod_cidr), async {
-            let outcome =
-                blocking::run(move || network.apply_pod_cidr(&pod_cidr).doing("apply the pod CIDR")).await?;
+            let outcome = blocking::run_as(Kind::Network, move || {
+                network.apply_pod_cidr(&pod_cidr).doing("apply the pod CIDR")
+            })
+            .await?;
             tracing::info!(?outcome, "the node's pod CIDR");
             Ok(UpdateRuntimeConfigResponse {})
         })

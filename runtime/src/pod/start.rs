@@ -13,7 +13,7 @@ use crisp_sys::userns::IdMap;
 use super::request::{PidMode, PodRequest, Scope};
 use super::state::{PodEvent, PodState};
 use super::{Pod, PodRecord, Process, files, metadata, network_request, stop, unique_name, watch};
-use crate::blocking;
+use crate::blocking::{self, Kind};
 use crate::cgroups;
 use crate::container::state::ContainerState;
 use crate::daemon::Daemon;
@@ -122,7 +122,12 @@ async fn reserve(daemon: &Arc<Daemon>, request: &PodRequest, handler: String) ->
 
 async fn effects(daemon: &Arc<Daemon>, pod: &Arc<Pod>, request: PodRequest) -> Result<()> {
     let pid = request.pid;
-    blocking::run({
+    let kind = match request.network {
+        // While the kernel cannot take a network namespace away, it makes none.
+        Scope::Pod => Kind::Network,
+        Scope::Host => Kind::State,
+    };
+    blocking::run_as(kind, {
         let (daemon, pod) = (Arc::clone(daemon), Arc::clone(pod));
         move || local(&daemon, &pod, &request)
     })
@@ -206,8 +211,8 @@ async fn attach(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<Vec<IpAddr>> {
     let Some(netns) = pod.netns() else { return Ok(Vec::new()) };
     let request = network_request(pod, netns)?;
     let network = Arc::clone(&daemon.network);
-    blocking::run(move || network.attach(&request).doing("set up the pod's network").map(|made| made.ips))
-        .await
+    let attach = move || network.attach(&request).doing("set up the pod's network").map(|made| made.ips);
+    blocking::run_as(Kind::Network, attach).await
 }
 
 async fn supervise(daemon: &Daemon, pod: &Pod) -> Result<Supervision> {

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 
 use super::Pod;
 use super::state::{PodEvent, PodState};
-use crate::blocking;
+use crate::blocking::{self, Kind};
 use crate::cgroups;
 use crate::container;
 use crate::daemon::Daemon;
@@ -39,9 +39,7 @@ async fn steps(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
     end_shim(pod).await?;
     pod.set_netlink(None);
     let ended = pod.state() != PodState::NotReady;
-    let (owner, released) = (Arc::clone(daemon), Arc::clone(pod));
-    blocking::run(move || release(&owner, &released)).await?;
-    cgroups::remove_pod(daemon, pod).await?;
+    release(daemon, pod).await?;
     if ended {
         let stopped = Arc::clone(pod);
         blocking::run(move || stopped.apply(PodEvent::Stopped)).await?;
@@ -83,13 +81,28 @@ async fn end_shim(pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// Network, namespaces, shared memory, image volumes.
-fn release(daemon: &Daemon, pod: &Pod) -> Result<()> {
-    let netns = pod.netns();
-    if netns.is_some() {
-        let known = netns.as_deref().filter(|path| path.exists());
-        daemon.network.detach(&pod.id, known).doing("take the pod's network down")?;
+/// Network, namespaces, shared memory, image volumes, cgroup.
+async fn release(daemon: &Daemon, pod: &Arc<Pod>) -> Result<()> {
+    detach(daemon, pod).await?;
+    let released = Arc::clone(pod);
+    blocking::run(move || unpin(&released)).await?;
+    cgroups::remove_pod(daemon, pod).await
+}
+
+/// A pod that never came to its network does not wait for those whose plugins hang.
+async fn detach(daemon: &Daemon, pod: &Pod) -> Result<()> {
+    if !daemon.network.holds(&pod.id) {
+        return Ok(());
     }
+    let (network, id, netns) = (Arc::clone(&daemon.network), pod.id.clone(), pod.netns());
+    blocking::run_as(Kind::Network, move || {
+        let known = netns.as_deref().filter(|path| path.exists());
+        network.detach(&id, known).doing("take the pod's network down")
+    })
+    .await
+}
+
+fn unpin(pod: &Pod) -> Result<()> {
     for namespace in [pod.dir.pid(), pod.dir.net(), pod.dir.ipc(), pod.dir.uts(), pod.dir.user()] {
         crisp_sys::netns::unpin(&namespace).doing("release the pod's namespace")?;
     }
