@@ -22,6 +22,8 @@ pub struct Change {
     pub set: Attributes,
     /// Attributes that it loses.
     pub clear: Attributes,
+    /// Whether it leaves its peer group: mounts made below it or below its peers then stay where they are made.
+    pub private: bool,
 }
 
 /// Attributes of a mount, each of them a restriction.
@@ -62,7 +64,9 @@ struct MountAttr {
 /// # Errors
 /// [`MountError::Descriptor`].
 pub fn change(mount: BorrowedFd<'_>, reach: Reach, change: Change) -> Result<(), MountError> {
-    let attr = MountAttr { attr_set: change.set.0, attr_clr: change.clear.0, ..MountAttr::default() };
+    let propagation = if change.private { libc::MS_PRIVATE } else { 0 };
+    let attr =
+        MountAttr { attr_set: change.set.0, attr_clr: change.clear.0, propagation, ..MountAttr::default() };
     set(mount, reach, &attr)
         .map_err(|source| MountError::Descriptor { operation: "change the attributes of a mount", source })
 }

@@ -294,7 +294,7 @@ fn restriction(option: &str) -> Option<Restriction<'_>> {
             name if name == *set_by => (*attribute, Attributes::NONE),
             _ => (Attributes::NONE, *attribute),
         };
-        Some(Change { set, clear })
+        Some(Change { set, clear, private: false })
     };
     if let Some(change) = find(option) {
         return Some(Restriction { reach: Reach::Single, of_one_mount: option, change });

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use crisp_sys::clone::end_now;
@@ -11,9 +11,10 @@ use libcontainer::workload::{
     Executor as LibExecutor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 use oci_spec::runtime::{PosixRlimit, Spec};
-use rustix::mount::{MountFlags, MountPropagationFlags};
+use rustix::mount::MountPropagationFlags;
 
 use super::covers::Cover;
+use super::hierarchies::Hierarchies;
 use super::init::CODE_NOT_STARTED;
 use super::spec::Plan;
 use crate::control;
@@ -30,7 +31,7 @@ struct Work {
     rlimits: Vec<PosixRlimit>,
     covers: Rc<Vec<Cover>>,
     propagation: Vec<(PathBuf, MountPropagationFlags)>,
-    seal_read_only: Option<PathBuf>,
+    hierarchies: Rc<Option<Hierarchies>>,
     confinement: Confinement,
     executable: RefCell<Executable>,
 }
@@ -43,7 +44,7 @@ impl Executor {
             rlimits: plan.process.rlimits().clone().unwrap_or_default(),
             covers: Rc::clone(&plan.covers),
             propagation: plan.propagation.clone(),
-            seal_read_only: plan.seal_read_only.clone(),
+            hierarchies: Rc::clone(&plan.hierarchies),
             confinement: Confinement::new(&plan.process, plan.filter.clone()),
             executable: RefCell::new(Executable::new(&plan.process, label)?),
         })))
@@ -100,17 +101,11 @@ impl Work {
             rustix::mount::mount_change(target, *propagation)
                 .step(|| format!("set the propagation of {}", target.display()))?;
         }
-        if let Some(target) = &self.seal_read_only {
-            make_read_only(target)?;
+        if let Some(hierarchies) = &*self.hierarchies {
+            hierarchies.attach()?;
         }
         process::enter_cwd(&self.cwd)?;
         process::set_rlimits(&self.rlimits)?;
         self.confinement.begin()
     }
-}
-
-fn make_read_only(target: &Path) -> Result<()> {
-    let flags =
-        MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount_remount(target, flags, "").step(|| format!("make {} read-only", target.display()))
 }

@@ -6,6 +6,7 @@
 
 mod covers;
 mod executor;
+mod hierarchies;
 mod init;
 mod spec;
 mod trace;

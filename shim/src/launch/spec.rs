@@ -12,6 +12,7 @@ use oci_spec::runtime::{Hooks, LinuxNamespaceType, Mount, MountBuilder, Process,
 use rustix::mount::MountPropagationFlags;
 
 use super::covers::{self, Cover};
+use super::hierarchies::Hierarchies;
 use crate::error::{Error, Result, Step as _, chain};
 use crate::process::{Filter, Label};
 use crate::userns::{self, Entry};
@@ -55,8 +56,8 @@ pub(super) struct Plan {
     pub(super) covers: Rc<Vec<Cover>>,
     /// Mount points inside the container that get a propagation type after everything is mounted.
     pub(super) propagation: Vec<(PathBuf, MountPropagationFlags)>,
-    /// To be made read-only after everything is mounted.
-    pub(super) seal_read_only: Option<PathBuf>,
+    /// Attached after everything is mounted.
+    pub(super) hierarchies: Rc<Option<Hierarchies>>,
     id: String,
     bundle: PathBuf,
     pub(super) state_dir: PathBuf,
@@ -76,7 +77,7 @@ impl Plan {
         let section = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
         let filter = Filter::read(&bundle, section)?;
         let label = Label::wanted(&process)?;
-        let seal_read_only = replace_cgroup_mount(&mut spec, &cgroup)?;
+        let hierarchies = Hierarchies::take(&mut spec, &cgroup)?;
         let propagation = take_propagation(&mut spec);
         let host_user = userns::host_user(&spec, process.user().uid());
         label_fresh_mounts(&mut spec);
@@ -98,7 +99,7 @@ impl Plan {
             host_user,
             covers: Rc::new(covers),
             propagation,
-            seal_read_only,
+            hierarchies: Rc::new(hierarchies),
             id: order.container_id,
             bundle,
             state_dir: order.state_dir.into(),
@@ -208,37 +209,6 @@ fn refuse_unsupported(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// libcontainer's cgroup v1 mounts are writable and show the host's `name=systemd`: a tmpfs with read-only binds of this container's
-/// own cgroups stands in their place. The tmpfs is to be made read-only once the binds are there.
-fn replace_cgroup_mount(spec: &mut Spec, cgroup: &pb::Cgroup) -> Result<Option<PathBuf>> {
-    if !cgroup.v2_dir.is_empty() {
-        return Ok(None);
-    }
-    let mounts = spec.mounts().clone().unwrap_or_default();
-    let Some(at) = mounts.iter().position(|mount| mount.typ().as_deref() == Some("cgroup")) else {
-        return Ok(None);
-    };
-    let destination = mounts[at].destination().clone();
-    let mut replaced = mounts[..at].to_vec();
-    replaced.push(tmpfs(&destination)?);
-    for dir in cgroup.v1_tasks.iter().filter_map(|tasks| Path::new(tasks).parent()) {
-        if let Some(hierarchy) = hierarchy_name(dir) {
-            replaced.push(read_only_bind(dir, &destination.join(hierarchy))?);
-        }
-    }
-    replaced.extend_from_slice(&mounts[at + 1..]);
-    spec.set_mounts(Some(replaced));
-    Ok(Some(destination))
-}
-
-fn tmpfs(destination: &Path) -> Result<Mount> {
-    mount("tmpfs".into(), "tmpfs", destination, &["nosuid", "nodev", "noexec", "mode=755"])
-}
-
-fn read_only_bind(source: &Path, destination: &Path) -> Result<Mount> {
-    mount(source.into(), "bind", destination, &["bind", "ro", "nosuid", "nodev", "noexec"])
-}
-
 pub(super) fn special(typ: &str, destination: &Path, options: &[&str]) -> Result<Mount> {
     mount(typ.into(), typ, destination, options)
 }
@@ -252,15 +222,6 @@ fn mount(source: PathBuf, typ: &str, destination: &Path, options: &[&str]) -> Re
         .options(options)
         .build()
         .map_err(|error| Error::Invalid(error.to_string()))
-}
-
-/// Name of the hierarchy's mount point: the nearest directory above that lies on another file system.
-fn hierarchy_name(dir: &Path) -> Option<PathBuf> {
-    use std::os::unix::fs::MetadataExt as _;
-    let device = std::fs::metadata(dir).ok()?.dev();
-    let top =
-        dir.ancestors().take_while(|dir| std::fs::metadata(dir).is_ok_and(|m| m.dev() == device)).last()?;
-    top.file_name().map(PathBuf::from)
 }
 
 /// libcontainer ignores the propagation of single mounts: they are taken out of the options and set by init afterwards. Bind mounts
