@@ -122,17 +122,8 @@ async fn reserve(daemon: &Arc<Daemon>, request: &PodRequest, handler: String) ->
 
 async fn effects(daemon: &Arc<Daemon>, pod: &Arc<Pod>, request: PodRequest) -> Result<()> {
     let pid = request.pid;
-    let kind = match request.network {
-        // While the kernel cannot take a network namespace away, it makes none.
-        Scope::Pod => Kind::Network,
-        Scope::Host => Kind::State,
-    };
-    blocking::run_as(kind, {
-        let (daemon, pod) = (Arc::clone(daemon), Arc::clone(pod));
-        move || local(&daemon, &pod, &request)
-    })
-    .await?;
-    let (ips, supervision) = tokio::join!(attach(daemon, pod), supervise(daemon, pod));
+    // A shim needs none of what containers find around them, and takes about as long.
+    let (ips, supervision) = tokio::join!(surround(daemon, pod, request), supervise(daemon, pod));
     // Whatever failed first, a shim that was started must be known, so that the undoing ends it.
     let supervision = supervision?;
     let client = supervision.client.clone();
@@ -148,6 +139,21 @@ async fn effects(daemon: &Arc<Daemon>, pod: &Arc<Pod>, request: PodRequest) -> R
     blocking::run(move || made.apply(PodEvent::Made)).await?;
     watch::spawn(Arc::clone(daemon), Arc::clone(pod), supervision);
     Ok(())
+}
+
+/// All that containers will find around them; the pod's addresses.
+async fn surround(daemon: &Arc<Daemon>, pod: &Arc<Pod>, request: PodRequest) -> Result<Vec<IpAddr>> {
+    let kind = match request.network {
+        // While the kernel cannot take a network namespace away, it makes none.
+        Scope::Pod => Kind::Network,
+        Scope::Host => Kind::State,
+    };
+    blocking::run_as(kind, {
+        let (daemon, pod) = (Arc::clone(daemon), Arc::clone(pod));
+        move || local(&daemon, &pod, &request)
+    })
+    .await?;
+    attach(daemon, pod).await
 }
 
 /// What takes no other program: namespaces, files, shared memory, cgroup.
