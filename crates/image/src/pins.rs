@@ -20,7 +20,8 @@ struct State {
     dying: HashSet<ChainId>,
 }
 
-/// Keeps layers from being collected until it is dropped. It does not make them exist: mounting says whether they do.
+/// Keeps layers from being collected until it is dropped. It does not make them exist: mounting says whether they do. Who holds one and
+/// then finds it in the layer store has it.
 #[derive(Debug)]
 #[must_use = "the layers may be collected when it is dropped"]
 pub struct LayerPin {
@@ -81,6 +82,11 @@ impl Pins {
             }
             removed.await;
         }
+    }
+
+    /// Whether somebody holds the layer.
+    pub(crate) fn is_held(&self, id: &ChainId) -> bool {
+        self.lock().held.contains_key(id)
     }
 
     /// Begins the removal of a layer, unless it is held, removed already, or `referenced` says so under the lock.

@@ -210,11 +210,13 @@ impl ImageStore {
         let (mut collected, mut first_error) = (Collected::default(), None);
         for (id, usage) in top_first(layers) {
             let Some(_dying) = self.0.pins.condemn(&id, || self.is_referenced(&id)) else { continue };
-            match layers.remove(&id) {
-                Ok(()) => {
+            // A container may have pinned it since.
+            match layers.remove_unless(&id, || self.0.pins.is_held(&id)) {
+                Ok(true) => {
                     collected.layers += 1;
                     collected.usage = collected.usage + usage;
                 }
+                Ok(false) => {}
                 // A layer was put on it and let go since the list was made: the next collection takes both.
                 Err(SnapshotError::HasChildren { .. }) => {}
                 Err(error) => {

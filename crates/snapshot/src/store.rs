@@ -260,19 +260,37 @@ impl LayerStore {
     /// Removes a layer: first from sight, then from disk. Not being there is success.
     ///
     /// # Errors
+    /// As [`Self::remove_unless`].
+    pub fn remove(&self, chain: &ChainId) -> Result<()> {
+        self.remove_unless(chain, || false).map(drop)
+    }
+
+    /// As [`Self::remove`], unless somebody wants the layer by now; whether it is gone. `wanted` is asked in the moment in which the layer
+    /// goes out of sight: who says first that he wants it, and then finds it here, has it.
+    ///
+    /// # Errors
     /// [`SnapshotError::HasChildren`] while another layer lies on it; [`SnapshotError::Io`], after which it is out of sight and
     /// what is left goes with the next [`Self::sweep`].
-    pub fn remove(&self, chain: &ChainId) -> Result<()> {
+    pub fn remove_unless(&self, chain: &ChainId, wanted: impl FnOnce() -> bool) -> Result<bool> {
         let moved = {
             let _changing = self.inner.changing();
             if read(&self.inner.index).values().any(|layer| layer.parent.as_ref() == Some(chain)) {
                 return Err(SnapshotError::HasChildren { chain: chain.clone() });
             }
-            let moved = self.inner.move_to_removed(&self.inner.home(chain))?;
-            drop(write(&self.inner.index).remove(chain));
-            moved
+            let hidden = {
+                let mut index = write(&self.inner.index);
+                if wanted() {
+                    return Ok(false);
+                }
+                index.remove(chain)
+            };
+            let moved = self.inner.move_to_removed(&self.inner.home(chain));
+            if let (Err(_), Some(record)) = (&moved, hidden) {
+                drop(write(&self.inner.index).insert(chain.clone(), record));
+            }
+            moved?
         };
-        moved.map_or(Ok(()), |path| tree::remove(&path))
+        moved.map_or(Ok(()), |path| tree::remove(&path)).map(|()| true)
     }
 
     /// The directories for an overlay, topmost first.

@@ -413,6 +413,8 @@ fn the_store_survives_a_crash_and_counts() {
         let absent: ChainId = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
         assert_eq!(commit(&store, Some(&absent), &bottom_tar).unwrap_err().kind(), ErrorKind::NotFound);
         assert_eq!(store.remove(&bottom).unwrap_err().kind(), ErrorKind::WrongState);
+        assert!(!store.remove_unless(&top, || true).unwrap());
+        assert!(store.contains(&top).is_some() && store.layer_path(&top).join("g").exists());
         drop(store);
 
         // What a crash leaves: a half-made layer, a removal midway, a torn record.
