@@ -2,8 +2,9 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{Read, Seek as _, Write as _};
+use std::io::{Read, Seek as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use crisp_sys::path::{Resolve, RootedDir};
@@ -30,6 +31,8 @@ impl Default for Limits {
     }
 }
 
+/// Bytes that are copied at a time.
+const PIECE_BYTES: usize = 64 << 10;
 /// Extension headers of one entry: long names, and none of ours is long.
 const EXTENSION_BYTES_MAX: u64 = 64 << 10;
 
@@ -204,7 +207,8 @@ impl Output {
         Ok(Self { top, images, seen: HashSet::new() })
     }
 
-    /// Writes a new file; a second one of the same name is refused.
+    /// Writes a new file; a second one of the same name is refused. Zeros become holes: a small image may hold a file whose size is
+    /// nothing but holes.
     fn file(&mut self, place: Place, name: &str, content: &mut impl Read) -> Result<()> {
         let (dir, path) = match place {
             Place::Top => (&self.top, name.to_owned()),
@@ -216,15 +220,7 @@ impl Output {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))
             .map_err(errno("create a file of the checkpoint"))?;
-        let mut file = File::from(file);
-        let mut buffer = vec![0; 256 << 10];
-        loop {
-            let read = content.read(&mut buffer).map_err(malformed)?;
-            if read == 0 {
-                return Ok(());
-            }
-            file.write_all(&buffer[..read]).map_err(io("write a file of the checkpoint"))?;
-        }
+        copy_with_holes(content, &File::from(file))
     }
 
     fn check(&self) -> Result<()> {
@@ -234,6 +230,22 @@ impl Output {
             }
         }
         Ok(())
+    }
+}
+
+/// Copies into an empty file, and writes no piece that holds zeros only.
+fn copy_with_holes(content: &mut impl Read, file: &File) -> Result<()> {
+    let (mut buffer, mut at) = (vec![0; PIECE_BYTES], 0);
+    loop {
+        let read = content.read(&mut buffer).map_err(malformed)?;
+        if read == 0 {
+            return file.set_len(at).map_err(io("write a file of the checkpoint"));
+        }
+        let piece = &buffer[..read];
+        if piece.iter().any(|&byte| byte != 0) {
+            file.write_all_at(piece, at).map_err(io("write a file of the checkpoint"))?;
+        }
+        at += read as u64;
     }
 }
 

@@ -158,3 +158,23 @@ fn a_layer_with_links_in_it_is_refused() {
     std::os::unix::fs::symlink("/etc/hostname", layer.join("config.dump")).unwrap();
     assert!(copy(&home.path().join("linked too")).is_err());
 }
+
+#[test]
+fn holes_of_a_layer_take_no_disk() {
+    use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+    const SIZE: u64 = 32 << 20;
+    let home = tempfile::tempdir().unwrap();
+    let (layer, to) = (home.path().join("layer"), home.path().join("to"));
+    std::fs::create_dir_all(layer.join("checkpoint")).unwrap();
+    std::fs::write(layer.join("config.dump"), "{}").unwrap();
+    let image = File::create(layer.join("checkpoint/inventory.img")).unwrap();
+    image.set_len(SIZE).unwrap();
+    image.write_all_at(b"in the middle", SIZE / 2 + 5).unwrap();
+    std::fs::create_dir(&to).unwrap();
+    copy_images(&RootedDir::open(&layer).unwrap(), &to, &Limits::default()).unwrap();
+    let copied = to.join("checkpoint/inventory.img");
+    let meta = std::fs::metadata(&copied).unwrap();
+    assert_eq!(meta.len(), SIZE);
+    assert!(meta.blocks() * 512 < SIZE / 8, "{} blocks", meta.blocks());
+    assert!(std::fs::read(&copied).unwrap() == std::fs::read(layer.join("checkpoint/inventory.img")).unwrap());
+}
