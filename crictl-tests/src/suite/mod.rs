@@ -24,6 +24,7 @@ mod mounts;
 mod network;
 mod nri;
 mod pod;
+mod races;
 mod replay;
 mod restart;
 mod stats;
@@ -65,6 +66,7 @@ fn all() -> Vec<(&'static str, &'static Test)> {
         ("cli", cli::TESTS),
         ("pod", pod::TESTS),
         ("container", container::TESTS),
+        ("races", races::TESTS),
         ("exec", exec::TESTS),
         ("streaming", streaming::TESTS),
         ("streaming", streaming::forward::TESTS),

@@ -85,6 +85,14 @@ pub(crate) struct ImageFacts {
     pub(crate) chain: Vec<ChainId>,
 }
 
+/// Whether a record may change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Writable {
+    Yes,
+    /// Its files are being deleted: whoever waited for the removal finds nothing to work on.
+    Removed,
+}
+
 /// A container, as the daemon holds it.
 #[derive(Debug)]
 pub(crate) struct Container {
@@ -93,7 +101,8 @@ pub(crate) struct Container {
     pub(crate) dir: ContainerDir,
     name: String,
     record: channel::Sender<Arc<ContainerRecord>>,
-    writer: Mutex<()>,
+    /// Serialises changes of the record.
+    writer: Mutex<Writable>,
     /// Start, clean-up after an exit, update and removal exclude each other. A stop does not take it, an exec neither.
     pub(crate) ops: tokio::sync::Mutex<()>,
     /// When the stop under way loses its patience; `None` until one begins.
@@ -116,7 +125,7 @@ impl Container {
             pod,
             dir,
             record: channel::Sender::new(Arc::new(record)),
-            writer: Mutex::new(()),
+            writer: Mutex::new(Writable::Yes),
             ops: tokio::sync::Mutex::new(()),
             stop: Mutex::new(None),
             layers: Mutex::new(Some(layers)),
@@ -141,13 +150,16 @@ impl Container {
     /// Changes the record on disk, then the published one. Blocks: a file on tmpfs is written.
     ///
     /// # Errors
-    /// When it cannot be written; nothing has changed then.
+    /// [`Error::WrongState`] once it is being removed; when it cannot be written. Nothing has changed then.
     pub(crate) fn update(&self, change: impl FnOnce(&mut ContainerRecord)) -> Result<()> {
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        self.update_locked(change)
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.update_locked(*writer, change)
     }
 
-    fn update_locked(&self, change: impl FnOnce(&mut ContainerRecord)) -> Result<()> {
+    fn update_locked(&self, writable: Writable, change: impl FnOnce(&mut ContainerRecord)) -> Result<()> {
+        if writable == Writable::Removed {
+            return Err(self.wrong_state_as("being removed", "there to be changed"));
+        }
         let mut record = ContainerRecord::clone(&self.record());
         change(&mut record);
         crisp_store::write(&self.dir.record(), CONTAINER_RECORD_VERSION, &record, Durability::Volatile)
@@ -161,7 +173,7 @@ impl Container {
     /// # Errors
     /// [`Error::WrongState`] when it does not fit; otherwise as [`Container::update`].
     pub(crate) fn apply(&self, event: ContainerEvent) -> Result<()> {
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let needed = match event {
             ContainerEvent::Made => "being created",
             ContainerEvent::Start => "created",
@@ -169,17 +181,21 @@ impl Container {
             ContainerEvent::Ended(_) => "alive",
         };
         let state = state::next(&self.state(), event).map_err(|state::Refused| self.wrong_state(needed))?;
-        self.update_locked(|record| record.state = state)
+        self.update_locked(*writer, |record| record.state = state)
     }
 
     /// An error that tells the state it is in, and the one that is needed.
     pub(crate) fn wrong_state(&self, needed: &'static str) -> Error {
-        Error::WrongState {
-            what: "container",
-            id: self.id.to_string(),
-            state: self.state().name().to_owned(),
-            needed,
-        }
+        self.wrong_state_as(self.state().name(), needed)
+    }
+
+    fn wrong_state_as(&self, state: &str, needed: &'static str) -> Error {
+        Error::WrongState { what: "container", id: self.id.to_string(), state: state.to_owned(), needed }
+    }
+
+    /// Its files go now: from here on the record stays as it is, in memory, too.
+    pub(crate) fn close(&self) {
+        *self.writer.lock().unwrap_or_else(PoisonError::into_inner) = Writable::Removed;
     }
 
     /// # Errors

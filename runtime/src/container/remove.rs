@@ -28,9 +28,20 @@ pub(crate) async fn remove(daemon: &Arc<Daemon>, container: &Arc<Container>) -> 
 }
 
 async fn steps(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
-    stop::stop(daemon, container, Duration::ZERO).await?;
-    let _change = daemon.nri.creation().await;
-    let _ops = container.ops.lock().await;
+    loop {
+        stop::stop(daemon, container, Duration::ZERO).await?;
+        let _change = daemon.nri.creation().await;
+        let _ops = container.ops.lock().await;
+        // A start may have come between the stop and the lock; there is none after it.
+        if !container.state().may_run() {
+            return stopped(daemon, container).await;
+        }
+    }
+}
+
+/// Called with `ops` held.
+async fn stopped(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
+    container.close();
     exit::clean_up(daemon, container).await?;
     crate::nri::remove_container(daemon, container).await;
     let doomed = Arc::clone(container);

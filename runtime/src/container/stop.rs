@@ -78,7 +78,8 @@ async fn carry_out(
         kill(&daemon, &container).await;
         if timeout(KILL_AGAIN_AFTER, wait_for_end(&container)).await.is_err() {
             tracing::warn!("the container does not die; killing it again");
-            if container.pod.supervisor().is_err() {
+            // Who holds `ops` may be settling the end already, for as long as a process does not die.
+            if container.pod.supervisor().is_err() && container.ops.try_lock().is_ok() {
                 // No shim will tell its end.
                 exit::spawn(&daemon, &container.id, exit::Seen::ShimGone);
             }
