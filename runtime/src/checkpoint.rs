@@ -110,7 +110,29 @@ async fn steps(
     let ContainerState::Running { pid, .. } = container.state() else {
         return Err(container.wrong_state("running"));
     };
-    let work = Work::make(container).await?;
+    let work = work_dir(container);
+    let fresh = work.clone();
+    blocking::run_as(Kind::Disk, move || {
+        remove_tree(&fresh)?;
+        crisp_store::ensure_dir(&fresh.join(crisp_checkpoint::IMAGES))
+            .doing("make the checkpoint's directory")
+    })
+    .await?;
+    let written = write(daemon, container, pid, (location, &work, limit)).await;
+    // Within `ops`: the next checkpoint has the same directory. After a crash it goes with the container.
+    if let Err(error) = blocking::run_as(Kind::Disk, move || remove_tree(&work)).await {
+        tracing::warn!(container_id = %container.id, %error, "delete a checkpoint's files");
+    }
+    written
+}
+
+/// Dumps into the empty directory `work`, and writes the archive. Called with `ops` held.
+async fn write(
+    daemon: &Arc<Daemon>,
+    container: &Arc<Container>,
+    pid: i32,
+    (location, work, limit): (&Path, &Path, Duration),
+) -> Result<()> {
     let (owner, checkpointed) = (Arc::clone(daemon), Arc::clone(container));
     let spec = blocking::run(move || {
         let spec = spec_of(&checkpointed)?;
@@ -119,12 +141,12 @@ async fn steps(
     })
     .await?;
     let at = Timestamp::now();
-    let dumped = tokio::time::timeout(limit, dump::run(daemon, container, (pid, &spec), (&work.0, limit)));
+    let dumped = tokio::time::timeout(limit, dump::run(daemon, container, (pid, &spec), (work, limit)));
     let Ok(deleted) = dumped.await else {
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         return Err(Error::Timeout { what: "the checkpoint", limit_ms });
     };
-    let contents = archive::Contents { spec, at, deleted: deleted?, work: work.0.clone() };
+    let contents = archive::Contents { spec, at, deleted: deleted?, work: work.to_owned() };
     let (owner, checkpointed, target) = (Arc::clone(daemon), Arc::clone(container), location.to_owned());
     blocking::run_as(Kind::Disk, move || {
         archive::write(&owner, &checkpointed, &contents, &target)?;
@@ -133,35 +155,6 @@ async fn steps(
     .await?;
     tracing::info!(container_id = %container.id, location = %location.display(), "container checkpointed");
     Ok(())
-}
-
-/// A directory for what is written on the way. It goes with this value; after a crash it goes with the container.
-struct Work(PathBuf);
-
-impl Work {
-    async fn make(container: &Arc<Container>) -> Result<Self> {
-        let path = work_dir(container);
-        blocking::run_as(Kind::Disk, move || {
-            remove_tree(&path)?;
-            crisp_store::ensure_dir(&path.join(crisp_checkpoint::IMAGES))
-                .doing("make the checkpoint's directory")?;
-            Ok(Self(path))
-        })
-        .await
-    }
-}
-
-impl Drop for Work {
-    fn drop(&mut self) {
-        let path = std::mem::take(&mut self.0);
-        // Memory images are large; deleting them is not for an asynchronous thread.
-        drop(tokio::spawn(async move {
-            let doomed = path.clone();
-            if let Err(error) = blocking::run_as(Kind::Disk, move || remove_tree(&doomed)).await {
-                tracing::warn!(path = %path.display(), %error, "delete a checkpoint's files");
-            }
-        }));
-    }
 }
 
 fn work_dir(container: &Container) -> PathBuf {

@@ -176,5 +176,7 @@ fn holes_of_a_layer_take_no_disk() {
     let meta = std::fs::metadata(&copied).unwrap();
     assert_eq!(meta.len(), SIZE);
     assert!(meta.blocks() * 512 < SIZE / 8, "{} blocks", meta.blocks());
-    assert!(std::fs::read(&copied).unwrap() == std::fs::read(layer.join("checkpoint/inventory.img")).unwrap());
+    assert!(
+        std::fs::read(&copied).unwrap() == std::fs::read(layer.join("checkpoint/inventory.img")).unwrap()
+    );
 }
