@@ -7,7 +7,7 @@ cd "$(dirname "$0")"
 
 need_root "./run-example.sh"
 build_tools
-say "building Crisp (cargo build --release)"
+say "building Crisp (cargo build --release; the first time takes 6 to 12 minutes on two cores)"
 cargo build --release --locked
 PATH="$PWD/target/release:$PATH"
 
@@ -27,12 +27,13 @@ fi
 
 pod=examples/pod.yaml
 image=docker.io/library/busybox
+say "pulling $image:stable"
 if crisp image pull $image:stable; then
     # The example names the image that is made below.
     pod=/run/crisp/example.yaml
     sed "s|$image:local|$image:stable|" examples/pod.yaml >$pod
 else
-    say "no registry can be reached for $image: an image is made of this machine's own busybox"
+    say "it cannot be had: an image is made of this machine's own busybox instead"
     packages /bin/busybox:busybox-static
     examples/busybox-image.sh /run/crisp/busybox.tar $image:local
     crisp image import /run/crisp/busybox.tar
@@ -42,6 +43,7 @@ say "running $pod: one container serves, the other fetches from it over localhos
 crisp run $pod
 
 say "the daemon goes on. What next:"
-echo "    crisp ps"
-echo "    crictl --runtime-endpoint unix:///run/crisp/crisp.sock pods"
-echo "    kill \$(pidof crisp)        # ends the daemon; pods run on"
+echo "    target/release/crisp ps -a"
+echo "    target/release/crisp run --detach $pod; target/release/crisp logs hello"
+echo "    crictl --runtime-endpoint unix:///run/crisp/crisp.sock images"
+echo "    kill \$(pidof crisp)                                  # ends the daemon; pods run on"

@@ -24,9 +24,20 @@ packages() {
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 }
 
+# Under sudo root's PATH may lack the cargo that rustup gave the caller. Their toolchains are used; the registry is root's own, so
+# that no file in their folder becomes root's.
+callers_cargo() {
+    home=$(getent passwd "${SUDO_USER:-root}" | cut -d: -f6)
+    [ -x "$home/.cargo/bin/cargo" ] || return 0
+    PATH="$home/.cargo/bin:$PATH"
+    RUSTUP_HOME="${RUSTUP_HOME:-$home/.rustup}"
+    export PATH RUSTUP_HOME
+}
+
 # What the build needs: a C compiler that links, and the pinned Rust toolchain with its static target.
 build_tools() {
     packages /usr/bin/cc:gcc /usr/include/stdio.h:libc6-dev /usr/include/seccomp.h:libseccomp-dev /usr/bin/pkg-config:pkg-config
+    command -v cargo >/dev/null || callers_cargo
     command -v cargo >/dev/null || die "cargo is missing: install Rust with rustup (https://rustup.rs)"
     if command -v rustup >/dev/null; then
         target="$(uname -m)-unknown-linux-musl"
