@@ -73,7 +73,7 @@ pub(crate) fn check(config_file: Option<&Path>, address: &Path) -> Result<ExitCo
             config
         }
         Err(error) => {
-            tell(Finding::fail("configuration", error.to_string()))?;
+            tell(Finding::fail("configuration", crate::error::chain(&error)))?;
             built_in()?
         }
     };

@@ -23,7 +23,9 @@ mod volumes;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::config::{self, Config, DEFAULT_SOCKET, Overrides};
 use client::Client;
@@ -43,6 +45,9 @@ Examples:
 Exit codes: 0 success, 1 failure, 2 wrong usage. `run` and `exec` exit as
 their containers and commands do, with 124 when a timeout was up, 125 when
 Crisp itself failed and 130 after Ctrl-C.";
+
+/// Those that never talk to a daemon.
+const WITHOUT_DAEMON: [&str; 4] = ["serve", "config", "completions", "man"];
 
 /// Crisp, a Kubernetes container runtime: the daemon that kubelet and crictl talk to, and commands beside it.
 #[derive(Debug, Parser)]
@@ -144,7 +149,8 @@ struct PsArgs {
     /// Also what has ended.
     #[arg(short, long)]
     all: bool,
-    #[arg(short, long, value_enum, default_value = "table")]
+    /// A table to read, or JSON for programs.
+    #[arg(short, long, value_enum, default_value = "table", value_name = "FORMAT")]
     output: PsFormat,
 }
 
@@ -163,10 +169,10 @@ struct LogsArgs {
     /// Only this container.
     #[arg(short, long, value_name = "NAME")]
     container: Option<String>,
-    /// Go on until the containers have ended.
+    /// Go on with what is written, until the containers have ended.
     #[arg(short, long)]
     follow: bool,
-    /// Begin with the last lines.
+    /// Begin with the last LINES lines of each container.
     #[arg(short = 'n', long, value_name = "LINES")]
     tail: Option<usize>,
     /// Each line's time in front of it.
@@ -254,7 +260,7 @@ enum ConfigCommand {
     },
 }
 
-/// Print the completions for a shell.
+/// Print a shell's completions of this command line.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  crisp completions bash > /usr/share/bash-completion/completions/crisp")]
 struct CompletionsArgs {
@@ -271,9 +277,31 @@ struct ManArgs {
     dir: Option<PathBuf>,
 }
 
+/// The command line; `--address` is shown only where it means something.
+fn definition() -> clap::Command {
+    let command = Cli::command();
+    let hidden = command.get_arguments().find(|argument| argument.get_id() == "address").cloned();
+    let hidden = hidden.map(|address| address.hide(true));
+    // A global flag does not reach a subcommand that has its own of that name.
+    let hide = |command: clap::Command, name| command.mut_subcommand(name, |own| own.args(hidden.clone()));
+    WITHOUT_DAEMON.into_iter().fold(command, hide)
+}
+
+fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Cli, clap::Error> {
+    let mut command = definition();
+    let matches = command.try_get_matches_from_mut(arguments)?;
+    if matches.value_source("address") == Some(ValueSource::CommandLine)
+        && matches.subcommand_name().is_some_and(|name| WITHOUT_DAEMON.contains(&name))
+    {
+        let says = "--address is for commands that talk to a daemon; `crisp serve` listens on --listen";
+        return Err(command.error(ErrorKind::ArgumentConflict, says));
+    }
+    Cli::from_arg_matches(&matches)
+}
+
 /// Parses the command line and runs the subcommand. `serve` is the daemon.
 pub(crate) fn main(serve: impl FnOnce(Config) -> ExitCode) -> ExitCode {
-    let cli = Cli::parse();
+    let cli = parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let address = cli.address;
     match cli.command {
         Command::Serve(args) => match load(&args) {
@@ -340,7 +368,7 @@ fn configuration(command: &ConfigCommand) -> Result<ExitCode> {
 
 fn completions(args: &CompletionsArgs) -> Result<ExitCode> {
     let mut text = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "crisp", &mut text);
+    clap_complete::generate(args.shell, &mut definition(), "crisp", &mut text);
     output::bytes(&text)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -348,11 +376,11 @@ fn completions(args: &CompletionsArgs) -> Result<ExitCode> {
 fn man(args: &ManArgs) -> Result<ExitCode> {
     match &args.dir {
         Some(dir) => std::fs::create_dir_all(dir)
-            .and_then(|()| clap_mangen::generate_to(Cli::command(), dir))
+            .and_then(|()| clap_mangen::generate_to(definition(), dir))
             .map_err(CliError::io(format!("write manual pages to {}", dir.display())))?,
         None => {
             let mut page = Vec::new();
-            clap_mangen::Man::new(Cli::command())
+            clap_mangen::Man::new(definition())
                 .render(&mut page)
                 .map_err(CliError::io("write the manual page"))?;
             output::bytes(&page)?;
@@ -366,12 +394,23 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(std::iter::once("crisp").chain(line.split_whitespace()))
+        super::parse(std::iter::once("crisp").chain(line.split_whitespace()).map(Into::into))
     }
 
     #[test]
     fn the_definition_is_sound() {
-        Cli::command().debug_assert();
+        definition().debug_assert();
+    }
+
+    #[test]
+    fn the_daemons_address_is_shown_where_a_daemon_is_asked() {
+        let help = |line: &str| parse(line).unwrap_err().to_string();
+        for line in ["ps --help", "image pull --help", "check --help", "--help"] {
+            assert!(help(line).contains("--address"), "{line}");
+        }
+        for line in ["serve --help", "man --help", "config --help", "config validate --help"] {
+            assert!(!help(line).contains("--address"), "{line}: {}", help(line));
+        }
     }
 
     #[test]
@@ -392,6 +431,7 @@ mod tests {
             "config validate /etc/crisp/config.toml",
             "completions zsh",
             "man --dir /tmp",
+            "--address /x.sock ps",
         ] {
             parse(line).unwrap_or_else(|error| panic!("crisp {line}: {error}"));
         }
@@ -408,6 +448,9 @@ mod tests {
             "run a --detach --keep",
             "exec w --timeout 0 -- x",
             "image rm",
+            "serve --address /s",
+            "--address /s serve",
+            "config default --address /s",
         ] {
             assert!(parse(line).is_err(), "crisp {line}");
         }

@@ -268,9 +268,9 @@ pub(crate) enum ConfigError {
     /// Not TOML, an unknown key, or a value of the wrong type. `message` names the key and shows the line.
     #[error("{}:{line}: {message}", path.display())]
     Parse { path: PathBuf, line: usize, message: String },
-    /// A key whose value cannot be used. `origin` is `FILE:LINE` or the flag.
-    #[error("{origin}: {key}: {problem}")]
-    Value { origin: String, key: String, problem: String },
+    /// A value that cannot be used. `origin` is `FILE:LINE`, then `problem` begins with the key, or the flag.
+    #[error("{origin}: {problem}")]
+    Value { origin: String, problem: String },
 }
 
 impl Config {

@@ -249,7 +249,8 @@ fn registry(config: &Config) -> RegistryConfig {
     registry
 }
 
-fn network(config: &Config, dirs: &Dirs) -> NetworkConfig {
+/// The settings of pods' networks.
+pub(crate) fn network(config: &Config, dirs: &Dirs) -> NetworkConfig {
     let mut network = NetworkConfig::new(dirs.network());
     network.cni_conf_dir.clone_from(&config.cni.conf_dir);
     network.cni_bin_dirs.clone_from(&config.cni.bin_dirs);

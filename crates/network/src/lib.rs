@@ -37,6 +37,7 @@ mod subnet;
 mod tc;
 mod template;
 
+pub use cni::survey::{CniFile, CniNetwork, cni_files};
 pub use config::{BridgeConfig, IpPreference, NETWORKS_MAX, NetworkConfig};
 pub use error::NetworkError;
 pub use network::{CidrOutcome, Network, NotReady};

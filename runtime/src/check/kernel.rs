@@ -32,19 +32,22 @@ const LABELS_REPORTED: &str = "SELinux, permissive; containers get labels with [
 pub(super) fn look() -> Vec<Finding> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let euid = rustix::process::geteuid();
     let status = read("/proc/self/status");
-    vec![
-        root(rustix::process::geteuid().as_raw()),
-        kernel(&release),
-        capabilities(&status),
-        sys_resource(&status),
+    let mut findings = vec![root(euid.as_raw()), kernel(&release)];
+    // What another user lacks, root may have.
+    if euid.is_root() {
+        findings.extend([capabilities(&status), sys_resource(&status)]);
+    }
+    findings.extend([
         namespaces(&|name| Path::new("/proc/self/ns").join(name).exists()),
         cgroups(crisp_cgroup::Cgroups::detect()),
         overlay(&read("/proc/filesystems")),
         seccomp(&read("/proc/sys/kernel/seccomp/actions_avail")),
         mandatory_access(&apparmor::state(), selinux::state()),
         propagation(&read("/proc/self/mountinfo")),
-    ]
+    ]);
+    findings
 }
 
 fn root(euid: u32) -> Finding {

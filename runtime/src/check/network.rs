@@ -1,82 +1,61 @@
-//! CNI, or the built-in network: tried, in namespaces of its own.
+//! CNI, file by file; or the built-in network: tried, in namespaces of its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crisp_domain::SandboxId;
-use crisp_network::{AttachRequest, Network, NetworkConfig};
+use crisp_network::{AttachRequest, CniFile, CniNetwork, Network, NetworkConfig, cni_files};
 use crisp_sys::netns::{PodNamespacesRequest, create_pod_namespaces, in_netns, unpin};
 
 use super::Finding;
 use crate::cli::output;
 use crate::config::Config;
+use crate::dirs::Dirs;
 
-/// Bytes of a CNI configuration.
-const CONF_BYTES_MAX: u64 = 1 << 20;
+const THING: &str = "network";
 
 pub(super) fn look(config: &Config) -> Vec<Finding> {
-    match configuration(&config.cni.conf_dir) {
-        Some(path) => vec![cni(&path, &fs::read_to_string(&path).unwrap_or_default(), &config.cni.bin_dirs)],
-        None if !config.network.enabled => {
+    let network = crate::daemon::network(config, &Dirs::new(&config.state, &config.root));
+    match cni_files(&network) {
+        Err(error) => vec![Finding::fail(THING, crate::error::chain(&error))],
+        Ok(files) if !files.is_empty() => files.iter().map(|file| cni(file, &network)).collect(),
+        Ok(_) if !network.bridge.enabled => {
             let says = format!(
                 "no CNI configuration in {}, and [network] enabled = false",
-                config.cni.conf_dir.display()
+                network.cni_conf_dir.display()
             );
-            vec![Finding::fail("network", says)]
+            vec![Finding::fail(THING, says)]
         }
-        None => vec![
-            built_in(config),
+        Ok(_) => vec![
+            built_in(network),
             forwarding(&fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap_or_default()),
         ],
     }
 }
 
-/// The file that counts: the first by name.
-fn configuration(dir: &Path) -> Option<PathBuf> {
-    let entries = fs::read_dir(dir).ok()?.filter_map(Result::ok).map(|entry| entry.path());
-    let is_conf = |path: &PathBuf| {
-        path.extension()
-            .is_some_and(|extension| extension == "conflist" || extension == "conf" || extension == "json")
-    };
-    entries
-        .filter(is_conf)
-        .filter(|path| fs::metadata(path).is_ok_and(|meta| meta.len() <= CONF_BYTES_MAX))
-        .min()
+/// A file that is used keeps pods from running when it is wrong; another one may be meant for later.
+fn cni(file: &CniFile, config: &NetworkConfig) -> Finding {
+    let path = file.path.display();
+    let networks = config.cni_networks_max;
+    let unused =
+        || format!("CNI: {path} is not used: the first by name counts ([cni] max_networks = {networks})");
+    match (file.used, judge(&file.network, &config.cni_bin_dirs)) {
+        (true, Ok(says)) => Finding::ok(THING, format!("CNI: {path}: {says}")),
+        (true, Err(problem)) => Finding::fail(THING, format!("CNI: {path}: {problem}")),
+        (false, Ok(_)) => Finding::ok(THING, unused()),
+        (false, Err(problem)) => Finding::warn(THING, format!("{}; {problem}", unused())),
+    }
 }
 
-fn cni(path: &Path, text: &str, bin_dirs: &[PathBuf]) -> Finding {
-    let Some(types) = plugin_types(text) else {
-        return Finding::fail("network", format!("CNI: {} is no network configuration", path.display()));
-    };
-    let missing: Vec<&String> =
-        types.iter().filter(|name| !bin_dirs.iter().any(|dir| dir.join(name).is_file())).collect();
-    if missing.is_empty() {
-        return Finding::ok("network", format!("CNI: {} ({})", path.display(), types.join(", ")));
+/// What a file makes, or why it makes nothing.
+fn judge(network: &Result<CniNetwork, String>, bin_dirs: &[PathBuf]) -> Result<String, String> {
+    let network = network.as_ref().map_err(Clone::clone)?;
+    if network.missing.is_empty() {
+        return Ok(format!("network {} ({})", network.name, network.plugins.join(", ")));
     }
     let dirs: Vec<String> = bin_dirs.iter().map(|dir| dir.display().to_string()).collect();
-    let names: Vec<&str> = missing.iter().map(|name| name.as_str()).collect();
-    Finding::fail(
-        "network",
-        format!("CNI: {} needs {}, not found in {}", path.display(), names.join(", "), dirs.join(", ")),
-    )
-}
-
-/// The plugins of a list or of a single configuration, with the address plugin of each.
-fn plugin_types(text: &str) -> Option<Vec<String>> {
-    let value: serde_json::Value = serde_json::from_str(text).ok()?;
-    let plugins = match value.get("plugins") {
-        Some(plugins) => plugins.as_array()?.clone(),
-        None => vec![value],
-    };
-    let mut types = Vec::new();
-    for plugin in &plugins {
-        types.push(plugin.get("type")?.as_str()?.to_owned());
-        types.extend(plugin.pointer("/ipam/type").and_then(serde_json::Value::as_str).map(str::to_owned));
-    }
-    types.sort();
-    types.dedup();
-    (!types.is_empty()).then_some(types)
+    Err(format!("needs {}, not found in {}", network.missing.join(", "), dirs.join(", ")))
 }
 
 fn forwarding(value: &str) -> Finding {
@@ -96,20 +75,23 @@ fn is_writable(path: &str) -> bool {
 }
 
 /// Attaches a pod to the bridge, with a host port, in two fresh network namespaces: veth, bridge and nftables in one go.
-fn built_in(config: &Config) -> Finding {
-    let bridge = format!("built-in: bridge {}, {}", config.network.bridge, config.network.subnet);
-    match trial(config) {
-        Ok(took) => Finding::ok("network", format!("{bridge}; a trial took {}", output::took(took))),
+fn built_in(network: NetworkConfig) -> Finding {
+    let bridge = format!("built-in: bridge {}, {}", network.bridge.name, network.bridge.subnet);
+    if !rustix::process::geteuid().is_root() {
+        return Finding::warn(THING, format!("{bridge}; only root can try it"));
+    }
+    match trial(network) {
+        Ok(took) => Finding::ok(THING, format!("{bridge}; a trial took {}", output::took(took))),
         Err(error) => {
             let help = "the kernel needs veth, bridge and nf_tables with nat (modprobe veth bridge nf_tables nft_nat nft_masq)";
-            Finding::fail("network", format!("{bridge}; a trial failed: {error}; {help}"))
+            Finding::fail(THING, format!("{bridge}; a trial failed: {error}; {help}"))
         }
     }
 }
 
-fn trial(config: &Config) -> Result<Duration, String> {
+fn trial(network: NetworkConfig) -> Result<Duration, String> {
     let dir = std::env::temp_dir().join(format!("crisp-check-{}", std::process::id()));
-    let tried = trial_in(config, &dir);
+    let tried = trial_in(network, &dir);
     for namespace in ["machine", "pod"] {
         unpin(&dir.join(namespace).join("net")).map_err(|error| crate::error::chain(&error))?;
     }
@@ -117,13 +99,11 @@ fn trial(config: &Config) -> Result<Duration, String> {
     tried
 }
 
-fn trial_in(config: &Config, dir: &Path) -> Result<Duration, String> {
+fn trial_in(mut network: NetworkConfig, dir: &Path) -> Result<Duration, String> {
     let machine = namespace(&dir.join("machine"))?;
     let pod = namespace(&dir.join("pod"))?;
-    let mut network = NetworkConfig::new(dir.join("cache"));
+    network.cache_dir = dir.join("cache");
     network.cni_conf_dir = dir.join("no-cni");
-    network.bridge.name.clone_from(&config.network.bridge);
-    network.bridge.subnet = config.network.subnet.to_string();
     let sandbox_id = SandboxId::random().map_err(|error| error.to_string())?;
     let mut request = AttachRequest::new(sandbox_id, pod);
     request.port_mappings.push(crisp_network::PortMapping {
@@ -162,35 +142,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plugins_of_lists_and_single_configurations_are_found() {
-        let list =
-            r#"{"plugins": [{"type": "bridge", "ipam": {"type": "host-local"}}, {"type": "portmap"}]}"#;
-        assert_eq!(plugin_types(list).unwrap(), ["bridge", "host-local", "portmap"]);
-        assert_eq!(plugin_types(r#"{"type": "ptp"}"#).unwrap(), ["ptp"]);
-        for text in ["", "{}", "[]", r#"{"plugins": [{}]}"#, r#"{"plugins": []}"#] {
-            assert!(plugin_types(text).is_none(), "{text}");
+    fn files_in_use_must_be_right_and_others_are_told() {
+        let mut config = NetworkConfig::new("/cache".into());
+        config.cni_bin_dirs = vec!["/a".into(), "/b".into()];
+        let sound = || CniNetwork { name: "n".into(), plugins: vec!["ptp".into()], missing: Vec::new() };
+        let lacking = CniNetwork { missing: vec!["ptp".into()], ..sound() };
+        let cases = [
+            (true, Ok(sound()), Level::Ok, "/10-a.conf: network n (ptp)"),
+            (true, Ok(lacking.clone()), Level::Fail, "/10-a.conf: needs ptp, not found in /a, /b"),
+            (true, Err("not JSON".to_owned()), Level::Fail, "/10-a.conf: not JSON"),
+            (false, Ok(sound()), Level::Ok, "is not used: the first by name counts ([cni] max_networks = 1)"),
+            (false, Ok(lacking), Level::Warn, "max_networks = 1); needs ptp, not found in /a, /b"),
+            (false, Err("not JSON".to_owned()), Level::Warn, "max_networks = 1); not JSON"),
+        ];
+        for (used, network, level, says) in cases {
+            let finding = cni(&CniFile { path: "/10-a.conf".into(), used, network }, &config);
+            assert_eq!(finding.level, level, "{}", finding.says);
+            assert!(finding.says.ends_with(says), "{}", finding.says);
         }
-    }
-
-    #[test]
-    fn missing_plugins_are_named() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("bridge"), "").unwrap();
-        let conf = dir.path().join("10-a.conflist");
-        let text = r#"{"plugins": [{"type": "bridge"}, {"type": "portmap"}]}"#;
-        let finding = cni(&conf, text, &[dir.path().to_owned()]);
-        assert_eq!(finding.level, Level::Fail);
-        assert!(finding.says.contains("needs portmap, not found in"), "{}", finding.says);
-        assert_eq!(cni(&conf, r#"{"type": "bridge"}"#, &[dir.path().to_owned()]).level, Level::Ok);
-    }
-
-    #[test]
-    fn the_first_configuration_by_name_counts() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["20-b.conf", "10-a.conflist", "05-readme.txt"] {
-            fs::write(dir.path().join(name), "{}").unwrap();
-        }
-        assert_eq!(configuration(dir.path()).unwrap().file_name().unwrap(), "10-a.conflist");
-        assert!(configuration(&dir.path().join("none")).is_none());
     }
 }

@@ -26,7 +26,7 @@ pub(crate) enum CliError {
     Rpc { doing: String, status: Box<tonic::Status> },
     #[error("{}: {source}", path.display())]
     Manifest { path: PathBuf, source: ManifestError },
-    #[error(transparent)]
+    #[error("{}", crate::error::chain(.0))]
     Config(#[from] ConfigError),
     #[error("{doing}: {source}")]
     Io { doing: String, source: std::io::Error },

@@ -120,7 +120,11 @@ pub(crate) fn choose_container<'c>(
         ([], _) => Err(CliError::Invalid("the pod has no container".to_owned())),
         ([container], _) => Ok(container),
         (_, [container]) => Ok(container),
-        _ => Err(CliError::Invalid(format!("the pod has several containers, name one with -c: {}", names()))),
+        (_, []) => Err(CliError::Invalid(format!("none of the pod's containers runs: {}", names()))),
+        (_, several) => {
+            let running = several.iter().map(|container| name(container)).collect::<Vec<_>>().join(", ");
+            Err(CliError::Invalid(format!("several containers run, name one with -c: {running}")))
+        }
     }
 }
 
@@ -187,8 +191,10 @@ mod tests {
         assert_eq!(choose_container(&two, None).unwrap().id, "b2", "the one that runs");
         assert_eq!(choose_container(&two, Some("a")).unwrap().id, "a1");
         assert!(choose_container(&two, Some("c")).unwrap_err().to_string().contains("it has a, b"));
-        let both = [container("a", 1, RUNNING), container("b", 2, RUNNING)];
-        assert!(choose_container(&both, None).unwrap_err().to_string().contains("-c: a, b"));
+        let more = [container("a", 1, RUNNING), container("b", 2, RUNNING), container("c", 3, EXITED)];
+        assert!(choose_container(&more, None).unwrap_err().to_string().ends_with("-c: a, b"));
+        let ended = [container("a", 1, EXITED), container("b", 2, EXITED)];
+        assert!(choose_container(&ended, None).unwrap_err().to_string().ends_with("runs: a, b"));
         assert!(choose_container(&[], None).is_err());
     }
 }

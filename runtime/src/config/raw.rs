@@ -24,6 +24,8 @@ const INTERFACE_NAME_BYTES_MAX: usize = 15;
 const MTU_RANGE: std::ops::RangeInclusive<u64> = 68..=65_535;
 const LAYERS_PARALLEL_RANGE: std::ops::RangeInclusive<u64> = 1..=32;
 const BLOCKING_THREADS_RANGE: std::ops::RangeInclusive<u64> = 4..=1024;
+/// 0 is one that is free.
+const PORT_RANGE: std::ops::RangeInclusive<u64> = 0..=65_535;
 const NETWORKS_RANGE: std::ops::RangeInclusive<u64> = 1..=16;
 /// The kernel's `nr_open` bounds what a process may have (proc_sys_fs(5)); 2³⁰ is its largest value.
 const OPEN_FILES_RANGE: std::ops::RangeInclusive<u64> = 64..=1 << 30;
@@ -71,7 +73,7 @@ struct RawCni {
 #[serde(deny_unknown_fields, default)]
 struct RawStreaming {
     address: Key<String>,
-    port: Option<u16>,
+    port: Key<u64>,
     tls: RawTls,
     tls_cert: Key<PathBuf>,
     tls_key: Key<PathBuf>,
@@ -171,19 +173,26 @@ impl RawConfig {
     pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(1, |span| line_of(text, span.start));
+            let said = error.message().trim().replace("unknown field", "unknown key");
             let message = match key_of(text, line) {
-                Some(key) => format!("{key}: {}", error.message().trim()),
-                None => error.message().trim().to_owned(),
+                Some(key) => format!("{key}: {said}"),
+                None => said,
             };
             ConfigError::Parse { path: path.to_owned(), line, message }
         })
     }
 }
 
-/// The key that is set on a line (1-based). A parser's message gives the place, not always the key.
-fn key_of(text: &str, line: usize) -> Option<&str> {
+/// The key that is set on a line (1-based), with the table it is in. A parser's message gives the place, not always the key.
+fn key_of(text: &str, line: usize) -> Option<String> {
     let (key, _) = text.lines().nth(line.checked_sub(1)?)?.split_once('=')?;
-    Some(key.trim())
+    let mut before: Vec<&str> = text.lines().take(line).collect();
+    before.reverse();
+    let table = before.iter().find_map(|line| line.trim().strip_prefix('[')?.split_once(']'));
+    Some(match table {
+        Some((table, _)) => format!("{}.{}", table.trim(), key.trim()),
+        None => key.trim().to_owned(),
+    })
 }
 
 /// 1-based line of a byte offset.
@@ -200,7 +209,11 @@ struct Said<T> {
 
 impl<T> Said<T> {
     fn refuse(&self, problem: impl Into<String>) -> ConfigError {
-        ConfigError::Value { origin: self.origin.clone(), key: self.key.clone(), problem: problem.into() }
+        let problem = problem.into();
+        // A flag's name is its key.
+        let problem =
+            if self.origin.starts_with("--") { problem } else { format!("{}: {problem}", self.key) };
+        ConfigError::Value { origin: self.origin.clone(), problem }
     }
 }
 
@@ -299,7 +312,7 @@ impl Checker<'_> {
                 .value
                 .parse::<IpAddr>()
                 .map_err(|error| address.refuse(format!("{:?}: {error}", address.value)))?,
-            port: raw.port.unwrap_or(0),
+            port: in_range(&self.said("streaming.port", raw.port, None, || 0), &PORT_RANGE)?,
             tls,
             idle_timeout: if idle.value == "0" { None } else { Some(parse_duration(&idle)?) },
         })

@@ -87,8 +87,8 @@ fn refusals_name_file_line_and_key() {
     let table: &[(&str, &str)] = &[
         ("a = ", "/etc/crisp/config.toml:1: "),
         ("\nlisten = 3", "/etc/crisp/config.toml:2: listen: invalid type: integer `3`"),
-        ("\n\nlisen = \"/x\"", "/etc/crisp/config.toml:3: lisen: unknown field `lisen`"),
-        ("[cni]\nfoo = 1", "/etc/crisp/config.toml:2: foo: unknown field `foo`"),
+        ("\n\nlisen = \"/x\"", "/etc/crisp/config.toml:3: lisen: unknown key `lisen`"),
+        ("[cni]\nfoo = 1", "/etc/crisp/config.toml:2: cni.foo: unknown key `foo`"),
         ("root = \"var\"", "/etc/crisp/config.toml:1: root: \"var\" is not an absolute path"),
         ("root = \"/a/../b\"", ":1: root: \"/a/../b\" is not"),
         ("#\nlog = \"crisp=loud\"", ":2: log: \"crisp=loud\" is not a log level"),
@@ -102,6 +102,8 @@ fn refusals_name_file_line_and_key() {
         ("[network]\nsubnet = \"10.88.0.0\"", ":2: network.subnet: "),
         ("[network]\nsubnet = \"10.88.0.0/31\"", ":2: network.subnet: "),
         ("[network]\nipv6_subnet = \"10.88.0.0/16\"", ":2: network.ipv6_subnet: "),
+        ("[streaming]\nport = 70000", ":2: streaming.port: 70000 is not from 0 to 65535"),
+        ("[cdi]\n[nri] # plugins\nenabled = 1", ":3: nri.enabled: invalid type: integer `1`"),
         ("[network]\nmtu = 12", ":2: network.mtu: 12 is not from 68 to 65535"),
         ("[registry]\nlayers_parallel = 0", ":2: registry.layers_parallel: 0 is not from 1 to 32"),
         (
@@ -114,7 +116,7 @@ fn refusals_name_file_line_and_key() {
         ("[handlers.x]\nkind = \"oci\"\npath = \"x\"", ":3: handlers.x.path: "),
         ("[handlers.crisp]\nkind = \"oci\"\npath = \"/x\"", ":1: handlers.crisp: this name is the built-in"),
         ("[handlers.y]\nkind = \"builtin\"\npath = \"/x\"", ":1: handlers.y: kind \"builtin\" takes no path"),
-        ("[handlers.y]\nkind = \"shim\"", ":2: kind: unknown variant `shim`"),
+        ("[handlers.y]\nkind = \"shim\"", ":2: handlers.y.kind: unknown variant `shim`"),
         ("[handlers.\"a/b\"]\nkind = \"builtin\"", ":1: handlers.a/b: a name has"),
     ];
     for (text, expected) in table {
@@ -129,7 +131,7 @@ fn refusals_name_file_line_and_key() {
 fn a_refused_flag_names_the_flag() {
     let flags = Overrides { root: Some("rel".into()), ..Overrides::default() };
     let error = Config::parse(Path::new(FILE), "", &flags, &|_| false).unwrap_err();
-    assert_eq!(error.to_string(), "--root: root: \"rel\" is not an absolute path without \"..\"");
+    assert_eq!(error.to_string(), "--root: \"rel\" is not an absolute path without \"..\"");
 }
 
 #[test]

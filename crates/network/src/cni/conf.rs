@@ -218,7 +218,7 @@ pub(crate) fn load(dir: &Path, networks_max: usize) -> Result<Vec<Source>> {
 }
 
 /// Reads the list in one file, with the plugins in its folder.
-fn read_list(path: &Path) -> Result<PluginList, String> {
+pub(super) fn read_list(path: &Path) -> Result<PluginList, String> {
     let folder = |name: &str| match path.parent() {
         Some(dir) => folder_plugins(&dir.join(name)),
         None => Ok(Vec::new()),

@@ -10,6 +10,7 @@ pub(crate) mod conf;
 pub(crate) mod invoke;
 mod probe;
 pub(crate) mod result;
+pub(crate) mod survey;
 mod version;
 pub(crate) mod watch;
 
@@ -30,6 +31,8 @@ use crate::{AttachRequest, Bandwidth, NetworkConfig, NetworkError, PortMapping, 
 pub(crate) const INTERFACE: &str = "eth0";
 /// How long one plugin may take to drop what nobody has any more: attaching waits for it.
 const GC_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long one plugin may take to look at what it gave: detaching waits for it.
+const CHECK_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// The interface of the network with this number.
 pub(crate) fn interface(number: usize) -> String {
@@ -124,10 +127,11 @@ impl Cni {
         if !list.allows(Verb::Check) {
             return Ok(());
         }
+        let runner = self.runner.within(CHECK_TIME_MAX);
         list.plugins.iter().try_for_each(|plugin| {
             let config = execution_config(&list, plugin, &record.capabilities, Some(&record.result));
             let environment = environment(id, netns.display().to_string(), record);
-            self.runner.call(plugin_type(plugin), "CHECK", &config, environment).map(drop)
+            runner.call(plugin_type(plugin), "CHECK", &config, environment).map(drop)
         })
     }
 
