@@ -14,6 +14,8 @@ use crate::platform::Platform;
 pub(crate) const MANIFEST_BYTES_MAX: u64 = 4 << 20;
 /// Largest image configuration, in bytes.
 pub(crate) const CONFIG_BYTES_MAX: u64 = 8 << 20;
+/// Most values of an image configuration. Two bytes of JSON may take a hundred in memory, and configurations are kept there.
+const CONFIG_VALUES_MAX: usize = 100_000;
 /// Most layers of an image; the kernel's overlay takes 500.
 pub(crate) const LAYERS_MAX: usize = 500;
 /// Indexes below an index that are followed.
@@ -208,6 +210,11 @@ pub(crate) struct CheckedConfig {
 /// Reads an image configuration. `layers`: how many the manifest has, where there is one.
 pub(crate) fn parse_config(subject: &str, bytes: &[u8], layers: Option<usize>) -> Result<CheckedConfig> {
     let bad = |reason: String| ImageError::Document { subject: subject.into(), reason };
+    // Those in texts are counted, too: nothing has to be parsed for that.
+    let values = bytes.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
+    if values > CONFIG_VALUES_MAX {
+        return Err(bad(format!("it holds {values} values, the limit is {CONFIG_VALUES_MAX}")));
+    }
     let config: ImageConfiguration =
         serde_json::from_slice(bytes).map_err(|e| bad(format!("not an image configuration: {e}")))?;
     let diff_ids = config.rootfs().diff_ids();

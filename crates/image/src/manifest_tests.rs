@@ -123,6 +123,18 @@ fn a_configuration_must_fit_its_manifest() {
 }
 
 #[test]
+fn a_small_file_does_not_fill_the_memory() {
+    let with = |values: usize| {
+        let text = json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []},
+                          "history": vec![json!({}); values]});
+        parse_config("it", text.to_string().as_bytes(), None)
+    };
+    assert!(with(1000).is_ok());
+    let error = with(CONFIG_VALUES_MAX).unwrap_err();
+    assert!(error.to_string().contains("values, the limit is"), "{error}");
+}
+
+#[test]
 fn annotations_are_bounded() {
     let many: BTreeMap<String, String> = (0..100).map(|n| (n.to_string(), "x".repeat(4096))).collect();
     let kept = bounded(many);
