@@ -60,6 +60,11 @@ impl<T: Indexed> Index<T> {
         Ok(())
     }
 
+    /// Adds `thing` without reserving its name: for what is being taken apart.
+    pub(crate) fn insert_nameless(&self, thing: Arc<T>) {
+        self.write().by_id.insert(thing.id().to_owned(), thing);
+    }
+
     /// Takes it out and frees its name.
     pub(crate) fn remove(&self, thing: &T) {
         let mut tables = self.write();
@@ -172,5 +177,8 @@ mod tests {
         index.remove(&Thing("abc1", "a", true));
         index.insert(Arc::new(Thing("ffff", "a", true))).unwrap();
         assert_eq!(index.by_name("a").unwrap().0, "ffff");
+        index.insert_nameless(Arc::new(Thing("eeee", "a", false)));
+        index.remove(&Thing("eeee", "a", false));
+        assert_eq!(index.by_name("a").unwrap().0, "ffff", "what has no name takes none with it");
     }
 }

@@ -3,82 +3,69 @@
 //!
 //! | record | shim | action |
 //! |---|---|---|
-//! | pod `Creating` | any | taken apart, forgotten |
+//! | pod `Creating` | any | taken apart, forgotten: while serving |
 //! | pod `Ready` | answers | watched again; its account settles the containers |
 //! | pod `Ready` | slow | served with its last known state; met when it answers |
 //! | pod `Ready` | gone | containers killed and settled from their exit records (else lost); pod not ready |
 //! | pod `Stopping` | any | stays so; the next stop goes on |
-//! | container `Creating` | – | deleted |
+//! | container `Creating` | – | deleted: while serving |
 //! | container `Starting` | any | killed, ended with `StartError` |
 //! | container `Running` | runs | goes on |
 //! | container `Running` | exited | ended as the shim recorded |
 //! | a record that cannot be read | – | left on disk, reported, never guessed at; nothing is swept |
-//! | files without a record | – | removed |
+//! | files without a record | – | removed: while serving |
+//!
+//! What is done while serving may wait for plugins and disks. What a dead daemon had not finished making has no name any more, so that
+//! it can be made again at once, and nobody sees it; its addresses and host ports are its own until they are freed.
 
-use std::collections::HashSet;
+mod afterwards;
+
 use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use crisp_domain::{SandboxId, Timestamp};
+use crisp_domain::Timestamp;
 use futures_util::future::join_all;
 use serde::de::DeserializeOwned;
 
+pub(crate) use self::afterwards::afterwards;
+
 use crate::blocking;
 use crate::container::state::{ContainerEvent, ContainerState, End, EndReason};
-use crate::container::{CONTAINER_RECORD_VERSION, Container, ContainerRecord, create, exit};
+use crate::container::{CONTAINER_RECORD_VERSION, Container, ContainerRecord, exit};
 use crate::daemon::Daemon;
 use crate::error::{Doing as _, Result};
 use crate::pod::state::PodState;
-use crate::pod::{POD_RECORD_VERSION, Pod, PodRecord, stop, watch};
+use crate::pod::{POD_RECORD_VERSION, Pod, PodRecord, watch};
 
 /// How long one shim may take to answer. A hung one does not hold up the others, nor the socket.
 const SHIM_ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// Between two looks for networks that pods which are gone have left.
-const STALE_NETWORKS_PERIOD: Duration = Duration::from_secs(60);
+/// What recovery leaves to be done while the daemon serves.
+#[derive(Debug)]
+pub(crate) struct Rest {
+    records: Records,
+    half_made: HalfMade,
+}
 
-/// Brings records, shims and kernel together. Afterwards the daemon may serve.
+/// What a daemon before this one was making when it ended. Invisible, and without a name.
+#[derive(Debug, Default)]
+struct HalfMade {
+    pods: Vec<Arc<Pod>>,
+    containers: Vec<Arc<Container>>,
+}
+
+/// Brings records, shims and kernel together. Then the daemon may serve, and [`afterwards`] does the rest.
 ///
 /// # Errors
 /// When the state directory cannot be read.
-pub(crate) async fn run(daemon: &Arc<Daemon>) -> Result<()> {
+pub(crate) async fn run(daemon: &Arc<Daemon>) -> Result<Rest> {
     let loading = Arc::clone(daemon);
-    let loaded = blocking::run(move || load(&loading)).await?;
+    let rest = blocking::run(move || load(&loading)).await?;
     let pods = daemon.pods.all();
     join_all(pods.iter().map(|pod| recover_pod(daemon, pod))).await;
-    match loaded {
-        Records::All => {
-            let sweeping = Arc::clone(daemon);
-            blocking::run(move || sweep(&sweeping)).await?;
-            sweep_networks(daemon);
-            tokio::spawn(retry_stale_networks(Arc::downgrade(daemon)));
-        }
-        // What such a record describes may run: its network, layers and files cannot be told from leftovers.
-        Records::SomeUnreadable => tracing::error!("nothing is cleaned up while records cannot be read"),
-    }
-    tracing::info!(pods = daemon.pods.all().len(), containers = daemon.containers.all().len(), "recovered");
-    Ok(())
-}
-
-/// Tries again, while the daemon lives, what the undoing of a failed pod could not take off its network: such a pod is forgotten, and
-/// what it holds (addresses, host ports) is in the way of others.
-async fn retry_stale_networks(daemon: Weak<Daemon>) {
-    // The start has just tried.
-    let first = tokio::time::Instant::now() + STALE_NETWORKS_PERIOD;
-    let mut ticks = tokio::time::interval_at(first, STALE_NETWORKS_PERIOD);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let Some(daemon) = daemon.upgrade() else { return };
-        let retried = blocking::run(move || {
-            let is_live = |id: &SandboxId| daemon.pods.find_any(id.as_str()).is_some();
-            daemon.network.retry_stale(&is_live).doing("take pods that are gone off their network")
-        });
-        if let Err(error) = retried.await {
-            tracing::debug!(%error, "trying again later");
-        }
-    }
+    tracing::info!(pods = pods.len(), containers = daemon.containers.all().len(), "recovered");
+    Ok(rest)
 }
 
 /// Whether every record could be read.
@@ -88,7 +75,8 @@ enum Records {
     SomeUnreadable,
 }
 
-fn load(daemon: &Daemon) -> Result<Records> {
+fn load(daemon: &Daemon) -> Result<Rest> {
+    let mut half_made = HalfMade::default();
     let (pods, all_pods) = records::<PodRecord>(&daemon.dirs.pods(), "sandbox.json", POD_RECORD_VERSION)?;
     for record in pods {
         let dir = daemon.dirs.pod(record.id.as_str());
@@ -97,16 +85,21 @@ fn load(daemon: &Daemon) -> Result<Records> {
             pod.keep_layers(daemon.images.pin_chain(chain));
         }
         daemon.lsm.recovered(&pod);
-        pod.claim();
-        report_clash(daemon.pods.insert(pod));
+        if pod.state() == PodState::Creating {
+            daemon.pods.insert_nameless(Arc::clone(&pod));
+            half_made.pods.push(pod);
+        } else {
+            pod.claim();
+            report_clash(daemon.pods.insert(pod));
+        }
     }
     let (containers, all_containers) =
         records::<ContainerRecord>(&daemon.dirs.containers(), "container.json", CONTAINER_RECORD_VERSION)?;
     for record in containers {
-        load_container(daemon, record);
+        half_made.containers.extend(load_container(daemon, record));
     }
     let all = all_pods == Records::All && all_containers == Records::All;
-    Ok(if all { Records::All } else { Records::SomeUnreadable })
+    Ok(Rest { records: if all { Records::All } else { Records::SomeUnreadable }, half_made })
 }
 
 /// Two records with one name: the second is what a failed creation could not delete, and the sweep deletes it.
@@ -116,16 +109,22 @@ fn report_clash(inserted: Result<()>) {
     }
 }
 
-fn load_container(daemon: &Daemon, record: ContainerRecord) {
+/// The container, if it is half-made.
+fn load_container(daemon: &Daemon, record: ContainerRecord) -> Option<Arc<Container>> {
     let Some(pod) = daemon.pods.find_any(record.pod_id.as_str()) else {
         tracing::warn!(container_id = %record.id, pod_id = %record.pod_id, "container without a pod");
-        return;
+        return None;
     };
     let pin = daemon.images.pin_chain(&record.image.chain);
     let dir = daemon.dirs.container(record.id.as_str());
     let container = Arc::new(Container::new(record, pod, dir, pin));
+    if container.state() == ContainerState::Creating {
+        daemon.containers.insert_nameless(Arc::clone(&container));
+        return Some(container);
+    }
     container.claim();
     report_clash(daemon.containers.insert(container));
+    None
 }
 
 /// The records below `dir`, one directory each. One that cannot be read is reported and left.
@@ -147,38 +146,9 @@ fn records<T: DeserializeOwned>(dir: &Path, file: &str, version: u32) -> Result<
 }
 
 async fn recover_pod(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
-    forget_half_made(daemon, pod).await;
-    let result = match pod.state() {
-        PodState::Creating => take_apart(daemon, pod).await,
-        PodState::Ready | PodState::Stopping => {
-            meet_shim(daemon, pod).await;
-            Ok(())
-        }
-        PodState::NotReady => Ok(()),
-    };
-    if let Err(error) = result {
-        tracing::error!(pod_id = %pod.id, %error, "recover the pod");
-    }
-}
-
-async fn take_apart(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
-    if let Ok(Some(supervision)) = tokio::time::timeout(SHIM_ANSWER_MAX, watch::meet(pod)).await {
-        pod.set_supervisor(Some(supervision.client));
-    }
-    stop::stop(daemon, pod).await?;
-    stop::forget(daemon, pod).await
-}
-
-async fn forget_half_made(daemon: &Arc<Daemon>, pod: &Pod) {
-    for container in daemon.containers_of(pod) {
-        if container.state() == ContainerState::Creating {
-            match create::discard(daemon, &container).await {
-                Ok(()) => daemon.containers.remove(&container),
-                Err(error) => {
-                    tracing::error!(container_id = %container.id, %error, "delete a half-made container")
-                }
-            }
-        }
+    match pod.state() {
+        PodState::Ready | PodState::Stopping => meet_shim(daemon, pod).await,
+        PodState::Creating | PodState::NotReady => {}
     }
 }
 
@@ -235,68 +205,4 @@ async fn reopen_netlink(pod: &Arc<Pod>) {
         Ok(socket) => pod.set_netlink(Some(socket)),
         Err(error) => tracing::warn!(pod_id = %pod.id, %error, "no network statistics for this pod"),
     }
-}
-
-/// Detaches pods that are gone from their networks, in the background: plugins may take their time, and others begin meanwhile.
-fn sweep_networks(daemon: &Arc<Daemon>) {
-    let daemon = Arc::clone(daemon);
-    tokio::task::spawn_blocking(move || {
-        let is_live = |id: &SandboxId| daemon.pods.find_any(id.as_str()).is_some();
-        if let Err(error) = daemon.network.gc_where(&is_live) {
-            tracing::warn!(error = %crate::error::chain(&error), "clean up the networks of pods that are gone");
-        }
-    });
-}
-
-/// Removes what no record names: writable layers, directories, layers.
-fn sweep(daemon: &Daemon) -> Result<()> {
-    sweep_pods(daemon)?;
-    let ids: HashSet<String> =
-        daemon.containers.all().iter().map(|container| container.id.to_string()).collect();
-    let dirs = &daemon.dirs;
-    let mut found = HashSet::new();
-    for dir in [dirs.containers(), dirs.writable_layers(), dirs.views()] {
-        found.extend(names(&dir)?);
-    }
-    for name in found {
-        if !ids.contains(&name) {
-            sweep_container(daemon, &name);
-        }
-    }
-    if let Err(error) = daemon.images.collect() {
-        tracing::warn!(error = %crate::error::chain(&error), "collect unused layers");
-    }
-    Ok(())
-}
-
-/// Directories of which the record was never written, or is deleted already: nothing is mounted there.
-fn sweep_pods(daemon: &Daemon) -> Result<()> {
-    for name in names(&daemon.dirs.pods())? {
-        let dir = daemon.dirs.pod(&name);
-        if !dir.record().exists()
-            && let Err(error) = stop::remove_dir(dir.path())
-        {
-            tracing::warn!(pod_id = name, %error, "remove what a pod without a record left");
-        }
-    }
-    Ok(())
-}
-
-fn sweep_container(daemon: &Daemon, name: &str) {
-    let dir = daemon.dirs.container(name);
-    let swept = || -> Result<()> {
-        crate::container::views::release(dir.views())?;
-        crisp_snapshot::Rootfs::unmount(&dir.rootfs()).doing("unmount an orphan's root filesystem")?;
-        crisp_snapshot::Rootfs::remove_writable(dir.writable()).doing("delete an orphan's writable layer")?;
-        stop::remove_dir(dir.state())
-    };
-    match swept() {
-        Ok(()) => tracing::info!(container_id = name, "removed what a container without a record left"),
-        Err(error) => tracing::warn!(container_id = name, %error, "remove an orphan"),
-    }
-}
-
-fn names(dir: &Path) -> Result<Vec<String>> {
-    let entries = std::fs::read_dir(dir).doing("list the containers' directories")?;
-    Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
 }

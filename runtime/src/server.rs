@@ -1,4 +1,4 @@
-//! `crisp serve`: recovery, then the socket, then a clean end on SIGTERM. Pods run on.
+//! `crisp serve`: recovery, then the socket and what of recovery can wait, then a clean end on SIGTERM. Pods run on.
 
 use std::fs::Permissions;
 use std::io::{IsTerminal as _, Write as _};
@@ -69,12 +69,13 @@ async fn run(config: Config) -> Result<()> {
     let listen = config.listen.clone();
     refuse_second_daemon(&listen)?;
     let daemon = Arc::new(blocking::run(move || Daemon::open(config)).await?);
-    recovery::run(&daemon).await?;
+    let rest = recovery::run(&daemon).await?;
     daemon.warm_up();
     crate::streaming::serve(&daemon).await?;
     crate::nri::serve(&daemon).await?;
     let listener = bind(&listen)?;
     announce(&listen).map_err(|error| startup("say that the daemon is ready", error))?;
+    recovery::afterwards(&daemon, rest);
     let stop = stop_signal().map_err(|error| startup("listen for signals", error))?;
     let served = serve_until(&daemon, listener, stop).await;
     crate::nri::shut_down(&daemon).await;

@@ -159,6 +159,15 @@ pub enum NetworkError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A sandbox has lost something of what a network gave it.
+    #[error("network {network:?} is not as it was made")]
+    Changed {
+        /// Its name.
+        network: String,
+        /// What is wrong.
+        #[source]
+        source: Box<NetworkError>,
+    },
     /// A template cannot be rendered.
     #[error("CNI template, line {line}: {reason}")]
     Template {
@@ -202,6 +211,7 @@ impl NetworkError {
             // CNI specification 1.1, section "Error": 11 is "try again later", 50 and 51 are "not available".
             Self::CniFailed { code: Some(11 | 50 | 51), .. } => ErrorKind::NotReady,
             Self::Undo { attach, .. } => attach.kind(),
+            Self::Changed { source, .. } => source.kind(),
             Self::Record(source) => source.kind(),
             Self::File { .. }
             | Self::Netlink { .. }

@@ -340,19 +340,27 @@ impl Network {
     }
 
     /// Whether a sandbox that is attached still has what it was given: plugins are asked to CHECK, the bridge is looked at.
-    /// One that is not attached, or not completely, has nothing to lose.
+    /// One that is not attached, or not completely, has nothing to lose. A detach waits for it.
     ///
     /// # Errors
-    /// [`NetworkError`] with what is wrong; of a pod nothing is changed.
+    /// [`NetworkError::Changed`] with the network and what is wrong; of a pod nothing is changed.
     pub fn check(&self, sandbox_id: &SandboxId) -> Result<()> {
         let _busy = self.busy.lock(sandbox_id);
         let Some(record) = self.records.get(sandbox_id).filter(|record| record.complete) else {
             return Ok(());
         };
+        let changed = |network: &str, source| NetworkError::Changed {
+            network: network.to_owned(),
+            source: Box::new(source),
+        };
         if record.cni.is_empty() {
-            return self.bridge.check_pod(sandbox_id, &record);
+            let checked = self.bridge.check_pod(sandbox_id, &record);
+            return checked.map_err(|error| changed(&record.attachment.network, error));
         }
-        record.cni.iter().try_for_each(|network| self.cni.check(sandbox_id, &record.netns, network))
+        record.cni.iter().try_for_each(|network| {
+            let checked = self.cni.check(sandbox_id, &record.netns, network);
+            checked.map_err(|error| changed(network.name(), error))
+        })
     }
 
     /// As [`Self::gc_where`], with a list. No sandbox may be attached meanwhile that is not in it.
@@ -445,10 +453,13 @@ impl Network {
 
     /// Sandboxes and their interfaces in a CNI network.
     fn attached_to(&self, network: &str) -> Vec<(SandboxId, String)> {
-        let is_of = |cni: &CniRecord| cni.config.get("name").and_then(Value::as_str) == Some(network);
         let all = self.records.all();
         let attached = all.iter().flat_map(|(id, record)| {
-            record.cni.iter().filter(|cni| is_of(cni)).map(|cni| (id.clone(), cni.interface.clone()))
+            record
+                .cni
+                .iter()
+                .filter(|cni| cni.name() == network)
+                .map(|cni| (id.clone(), cni.interface.clone()))
         });
         attached.collect()
     }

@@ -58,6 +58,13 @@ pub(crate) struct CniRecord {
     pub(crate) result: Value,
 }
 
+impl CniRecord {
+    /// Of its network.
+    pub(crate) fn name(&self) -> &str {
+        self.config.get("name").and_then(serde_json::Value::as_str).unwrap_or_default()
+    }
+}
+
 fn first_interface() -> String {
     crate::cni::INTERFACE.to_owned()
 }

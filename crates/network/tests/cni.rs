@@ -620,7 +620,8 @@ fn a_check_asks_the_plugins_with_the_result() {
         assert_eq!(calls(dir), ["first CHECK netns=set", "second CHECK netns=set"]);
         assert_eq!(request_of(dir, "first-CHECK")["prevResult"]["ips"][0]["address"], "10.5.0.2/24");
         std::fs::write(dir.join("broken"), "").unwrap();
-        let e = network.check(&request.sandbox_id).unwrap_err().to_string();
+        let e = chain(&network.check(&request.sandbox_id).unwrap_err());
+        assert!(e.starts_with("network \"n\" is not as it was made: "), "{e}");
         assert!(e.contains("rule is gone") && e.contains("(code 101)"), "{e}");
         let text = r#"{"cniVersion":"1.0.0","name":"n","disableCheck":true,"plugins":[{"type":"second"}]}"#;
         put_config(dir, "10-n.conflist", text);
@@ -794,7 +795,7 @@ fn the_reference_plugins_understand_the_verbs_of_version_1_1() {
         attach(&network, &stale);
         network.check(&kept.id).unwrap();
         kept.ip_output("addr flush dev eth0");
-        let said = network.check(&kept.id).unwrap_err().to_string();
+        let said = chain(&network.check(&kept.id).unwrap_err());
         assert!(said.contains("CHECK") && said.contains("10.77.0.2"), "{said}");
         network.gc(std::slice::from_ref(&kept.id)).unwrap();
         assert_eq!((addresses_of_host_local(dir), records(dir)), (1, 1));

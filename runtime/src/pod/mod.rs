@@ -1,5 +1,6 @@
 //! Pod sandboxes: what is recorded of them, and what the daemon holds of them while it runs.
 
+pub(crate) mod check;
 pub(crate) mod files;
 mod network;
 pub(crate) mod request;
@@ -109,6 +110,8 @@ pub(crate) struct Pod {
     layers: Mutex<Vec<crisp_image::LayerPin>>,
     /// Serialises the start of the PID 1.
     pub(crate) init: tokio::sync::Mutex<()>,
+    /// What is wrong with the pod's network; `None` when nothing is known to be.
+    network_problem: Mutex<Option<String>>,
     /// Whether a client got the id. A pod whose creator hung up stays invisible until a retry claims it.
     claimed: AtomicBool,
 }
@@ -127,6 +130,7 @@ impl Pod {
             volumes: Mutex::new(()),
             layers: Mutex::new(Vec::new()),
             init: tokio::sync::Mutex::new(()),
+            network_problem: Mutex::default(),
             claimed: AtomicBool::new(false),
         }
     }
@@ -218,6 +222,15 @@ impl Pod {
 
     pub(crate) fn set_netlink(&self, socket: Option<OwnedFd>) {
         *self.netlink.lock().unwrap_or_else(PoisonError::into_inner) = socket.map(Arc::new);
+    }
+
+    /// What the look at the pod's network after the daemon's start has found.
+    pub(crate) fn network_problem(&self) -> Option<String> {
+        self.network_problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_network_problem(&self, problem: Option<String>) {
+        *self.network_problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
     }
 
     /// Keeps the layers of an image volume until [`Pod::drop_layers`].

@@ -48,6 +48,19 @@ async fn steps(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
     Ok(())
 }
 
+/// Takes apart what a daemon before this one was making when it ended. It stays `Creating`, which nobody sees; no plugin of ours has
+/// heard of it, and no container was made in it.
+///
+/// # Errors
+/// The first step that failed; a repetition goes on from there.
+pub(crate) async fn take_apart(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
+    end_shim(pod).await?;
+    release(daemon, pod).await?;
+    forget(daemon, pod).await?;
+    tracing::info!(pod_id = %pod.id, "a half-made pod is gone");
+    Ok(())
+}
+
 /// Once per pod, however often it is stopped; the containers are dead by now and can still be looked at.
 async fn tell_plugins(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
     if pod.record().stop_told {
