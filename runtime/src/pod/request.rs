@@ -55,6 +55,9 @@ pub(crate) fn parse(config: Option<PodSandboxConfig>) -> Result<PodRequest> {
     check_metadata(&config)?;
     check_hostname(&config.hostname)?;
     check_log_directory(&config.log_directory)?;
+    if let Some(context) = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref()) {
+        crate::cri::config::check_sandbox(context)?;
+    }
     let options = namespaces(&config);
     let network = mode("network", options.network, &[NamespaceMode::Pod, NamespaceMode::Node])?;
     let ipc = mode("ipc", options.ipc, &[NamespaceMode::Pod, NamespaceMode::Node, NamespaceMode::Container])?;
@@ -245,6 +248,32 @@ mod tests {
         ];
         for (config, field) in table {
             let Err(Error::Invalid(message)) = parse(config) else { panic!("{field} was accepted") };
+            assert!(message.contains(field), "{message} does not name {field}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_of_a_process_must_make_sense() {
+        use crisp_proto::cri::{Int64Value, SecurityProfile};
+        let with = |change: fn(&mut LinuxSandboxSecurityContext)| {
+            let mut config = with_options(NamespaceOption::default());
+            change(config.linux.as_mut().unwrap().security_context.as_mut().unwrap());
+            parse(Some(config))
+        };
+        let both: fn(&mut LinuxSandboxSecurityContext) = |c| {
+            c.run_as_user = Some(Int64Value { value: 5 });
+            c.run_as_group = Some(Int64Value { value: 7 });
+        };
+        assert!(with(both).is_ok());
+        let table: [(fn(&mut LinuxSandboxSecurityContext), &str); 5] = [
+            (|c| c.run_as_group = Some(Int64Value { value: 7 }), "run_as_group"),
+            (|c| c.run_as_user = Some(Int64Value { value: -1 }), "run_as_user"),
+            (|c| c.supplemental_groups = vec![i64::MAX], "supplemental_groups"),
+            (|c| c.supplemental_groups_policy = 9, "supplemental_groups_policy"),
+            (|c| c.seccomp = Some(SecurityProfile { profile_type: 9, ..Default::default() }), "seccomp"),
+        ];
+        for (change, field) in table {
+            let Err(Error::Invalid(message)) = with(change) else { panic!("{field} was accepted") };
             assert!(message.contains(field), "{message} does not name {field}");
         }
     }
