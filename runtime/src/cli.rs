@@ -304,7 +304,7 @@ pub(crate) fn main(serve: impl FnOnce(Config) -> ExitCode) -> ExitCode {
     let cli = parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let address = cli.address;
     match cli.command {
-        Command::Serve(args) => match load(&args) {
+        Command::Serve(args) => match load(&args).and_then(as_root) {
             Ok(config) => serve(config),
             Err(error) => finish(Err(error), EXIT_FAILED),
         },
@@ -352,6 +352,14 @@ fn load(args: &ServeArgs) -> Result<Config> {
         log: args.log.clone(),
     };
     Ok(Config::load(args.config.as_deref(), &flags)?)
+}
+
+/// Without root the first thing that fails would be told instead of the reason.
+fn as_root(config: Config) -> Result<Config> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(config);
+    }
+    Err(CliError::Invalid("the daemon makes containers, which takes root: sudo crisp serve".to_owned()))
 }
 
 fn configuration(command: &ConfigCommand) -> Result<ExitCode> {

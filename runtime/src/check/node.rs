@@ -23,6 +23,7 @@ pub(super) fn look(config: &Config, address: &Path) -> Vec<Finding> {
     let version = crisp_cgroup::Cgroups::detect().map(|cgroups| cgroups.version());
     // Without a hierarchy another line says so.
     findings.extend(version.ok().map(|version| driver(config, Init::here(), version)));
+    findings.push(checkpoint(&config.checkpoint.criu));
     findings.push(registries(&config.registry.config_path));
     findings.push(disk(&config.root));
     findings.push(state(&config.state));
@@ -53,12 +54,24 @@ fn is_refused_by_crun(program: &Path, unified_controllers: &str) -> bool {
     program.file_name().is_some_and(|name| name == "crun") && !unified_controllers.trim().is_empty()
 }
 
+fn is_program(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+fn checkpoint(criu: &Path) -> Finding {
+    let path = criu.display();
+    if is_program(criu) {
+        return Finding::ok("checkpoints", format!("by {path}"));
+    }
+    let says = format!("none: {path} is no program; install the package criu or change checkpoint.criu");
+    Finding::warn("checkpoints", says)
+}
+
 fn handler_finding(name: &str, handler: &Handler) -> Finding {
     match handler {
         Handler::Builtin => Finding::ok("handler", format!("{name}: built in")),
         Handler::Oci(oci) => {
-            let runs = fs::metadata(&oci.path)
-                .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
+            let runs = is_program(&oci.path);
             let path = oci.path.display();
             let unified = fs::read_to_string("/sys/fs/cgroup/unified/cgroup.controllers").unwrap_or_default();
             if runs && is_refused_by_crun(&oci.path, &unified) {
@@ -179,7 +192,9 @@ mod tests {
         assert_eq!(handler_finding("sh", &oci("/bin/sh")).level, Level::Ok);
         for path in ["/nonexistent", "/etc/passwd", "/"] {
             assert_eq!(handler_finding("x", &oci(path)).level, Level::Warn, "{path}");
+            assert_eq!(checkpoint(Path::new(path)).level, Level::Warn, "{path}");
         }
+        assert_eq!(checkpoint(Path::new("/bin/sh")).level, Level::Ok);
     }
 
     #[test]
