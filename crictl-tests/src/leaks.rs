@@ -56,7 +56,7 @@ impl Inventory {
 /// # Errors
 /// Names what is left.
 pub fn check(scope: &Scope, baseline: &Inventory) -> Result<()> {
-    eventually(Seconds(4), || {
+    eventually(Seconds(20), || {
         let left = Inventory::take(scope)?.beyond(baseline);
         if left.is_empty() {
             return Ok(());

@@ -380,7 +380,7 @@ impl Node {
     }
 
     fn wipe_machine(&self) -> Result<()> {
-        eventually(Seconds(5), || {
+        eventually(Seconds(20), || {
             let left = strangers(&self.scope())?;
             for pid in &left {
                 if let Some(pid) = Pid::from_raw(*pid) {

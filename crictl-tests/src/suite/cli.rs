@@ -45,7 +45,7 @@ fn runs_lists_shows_and_stops_a_detached_pod(node: &mut Node, _: &mut Registry) 
     node.crisp(&["run", "--detach", &file])?;
     let listed = node.crisp(&["ps"])?;
     ensure!(listed.contains("web") && listed.contains("main"), "{listed}");
-    eventually(Seconds(5), || {
+    eventually(Seconds(20), || {
         let shown = node.crisp(&["logs", "web"])?;
         ensure!(shown.contains("line one") && shown.contains("line two"), "{shown}");
         Ok(())

@@ -58,7 +58,7 @@ fn stop_sends_the_signal_then_kills(node: &mut Node, _: &mut Registry) -> Result
         &["sh", "-c", "trap 'echo bye; exit 9' TERM; echo on; while :; do sleep 0.05; done"],
     );
     let id = node.launch(&pod, &polite)?;
-    eventually(Seconds(5), || {
+    eventually(Seconds(20), || {
         ensure!(!node.log(&pod, &polite)?.is_empty(), "the trap is set");
         Ok(())
     })?;
@@ -82,7 +82,7 @@ fn stop_sends_the_signal_then_kills(node: &mut Node, _: &mut Registry) -> Result
         node.container("usr1", &["sh", "-c", "trap 'exit 5' USR1; echo on; while :; do sleep 0.05; done"]);
     other.stop_signal = cri::Signal::Sigusr1.into();
     let id = node.launch(&pod, &other)?;
-    eventually(Seconds(5), || {
+    eventually(Seconds(20), || {
         ensure!(!node.log(&pod, &other)?.is_empty(), "the trap is set");
         Ok(())
     })?;
@@ -152,7 +152,7 @@ fn logs_reopen_after_rotation(node: &mut Node, _: &mut Registry) -> Result<()> {
         node.container("c", &["sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); usleep 2000; done"]);
     let id = node.launch(&pod, &config)?;
     let file = Node::log_file(&pod, &config);
-    eventually(Seconds(5), || {
+    eventually(Seconds(20), || {
         ensure!(node.log(&pod, &config)?.len() > 20, "the container logs");
         Ok(())
     })?;
@@ -161,7 +161,7 @@ fn logs_reopen_after_rotation(node: &mut Node, _: &mut Registry) -> Result<()> {
     let request = cri::ReopenContainerLogRequest { container_id: id.clone() };
     node.cri.runtime(|mut c| async move { c.reopen_container_log(request).await })?;
     ensure!(file.exists(), "the file is there when the call returns");
-    eventually(Seconds(5), || {
+    eventually(Seconds(20), || {
         ensure!(node.log(&pod, &config)?.len() > 20, "the new file grows");
         Ok(())
     })?;

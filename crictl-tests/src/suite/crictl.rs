@@ -58,7 +58,7 @@ fn walks_a_pod_through_its_life(node: &mut Node, _: &mut Registry) -> Result<()>
 
     // crictl ends what it shows with lines of its own.
     same("exec", &node.crictl(&["exec", "-s", &container[..PREFIX], "echo", "hi"])?.trim_end(), &"hi")?;
-    let logs = eventually(Seconds(5), || {
+    let logs = eventually(Seconds(20), || {
         let text = node.crictl(&["logs", &container[..PREFIX]])?;
         ensure!(text.contains("to stdout"), "logs {text:?}");
         Ok(text)
@@ -391,7 +391,7 @@ fn follows_events(node: &mut Node, _: &mut Registry) -> Result<()> {
             Ok(())
         });
         let stopped = seen.and_then(|()| node.cri.stop(&id, 0).map_err(Into::into)).and_then(|()| {
-            eventually(Seconds(5), || {
+            eventually(Seconds(20), || {
                 let text = std::fs::read_to_string(&log)?;
                 ensure!(text.contains(expected) && text.contains(&id), "{expected} of {id} in {text}");
                 Ok(())

@@ -31,7 +31,9 @@ tests![
 ];
 
 /// How long an event may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
+/// For one container of a flood on a busy machine.
+const EACH_MAX: Duration = Duration::from_secs(1);
 /// More events than the daemon keeps for a listener, and than fit into the connection.
 const FLOOD: usize = 1400;
 /// Containers made at a time by the flood.
@@ -307,14 +309,12 @@ fn cuts_off_a_slow_reader_alone(node: &mut Node, _: &mut Registry) -> Result<()>
     let mut slow_client = cri::runtime_service_client::RuntimeServiceClient::new(channel);
     let mut slow =
         node.cri.together(slow_client.get_container_events(cri::GetEventsRequest {}))?.into_inner();
-    let before = Instant::now();
     flood(node, &pod, 16)?;
-    let usual = before.elapsed() / 16;
     let before = Instant::now();
     flood(node, &pod, FLOOD / 2)?;
-    // Somebody who does not read costs the others nothing.
+    // Who waited for somebody that does not read would wait for ever.
     let each = before.elapsed() / u32::try_from(FLOOD / 2)?;
-    ensure!(each < usual * 4, "a container took {each:?}, before {usual:?}");
+    ensure!(each < EACH_MAX, "a container took {each:?}");
     let status = node.cri.together(async {
         loop {
             match tokio::time::timeout(PATIENCE, slow.message()).await {
@@ -334,7 +334,7 @@ fn cuts_off_a_slow_reader_alone(node: &mut Node, _: &mut Registry) -> Result<()>
 }
 
 fn streams_end_with_the_daemon(node: &mut Node, _: &mut Registry) -> Result<()> {
-    const AT_ONCE: Duration = Duration::from_secs(3);
+    const AT_ONCE: Duration = Duration::from_secs(10);
     let listener = Listener::new(node)?;
     node.run(node.pod("outlives"))?;
     listener.take(2)?;

@@ -149,7 +149,7 @@ fn an_image_in_use_can_be_removed(node: &mut Node, _: &mut Registry) -> Result<(
     same("code", &refused.err().map(|status| status.code()), &Some(tonic::Code::NotFound))?;
     node.remove_all()?;
     // With the last container the layers go, too.
-    eventually(Seconds(5), || {
+    eventually(Seconds(20), || {
         let layers = node.dir().join("root/layers");
         let left: Vec<_> = fs::read_dir(&layers)?.flatten().map(|entry| entry.file_name()).collect();
         let left: Vec<_> = left.iter().filter(|name| name.len() >= 64).collect();

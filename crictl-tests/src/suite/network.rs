@@ -56,7 +56,7 @@ fn get(address: &str) -> Result<String> {
 }
 
 fn get_eventually(address: &str, expected: &str) -> Result<()> {
-    eventually(Seconds(8), || {
+    eventually(Seconds(20), || {
         let text = get(address)?;
         ensure!(text.contains(expected), "{address} answers {text}");
         Ok(())
@@ -270,7 +270,7 @@ fn a_bandwidth_plugin_gets_the_annotations(node: &mut Node, _: &mut Registry) ->
     let seen = shapers()?;
     ensure!(seen.contains("rate 10Mbit") && seen.contains("rate 1500Kbit"), "{seen}");
     node.cri.stop_pod(&pod.id)?;
-    eventually(Seconds(5), || same("limits", &shapers()?.as_str(), &""))
+    eventually(Seconds(20), || same("limits", &shapers()?.as_str(), &""))
 }
 
 fn the_built_in_network_limits_bandwidth(node: &mut Node, _: &mut Registry) -> Result<()> {
@@ -278,7 +278,7 @@ fn the_built_in_network_limits_bandwidth(node: &mut Node, _: &mut Registry) -> R
     let seen = shapers()?;
     ensure!(seen.contains("rate 10Mbit"), "on the host's end: {seen}");
     node.cri.stop_pod(&pod.id)?;
-    eventually(Seconds(5), || same("limits", &shapers()?.as_str(), &""))?;
+    eventually(Seconds(20), || same("limits", &shapers()?.as_str(), &""))?;
     let mut config = node.pod("refused");
     config.annotations.insert("kubernetes.io/egress-bandwidth".into(), "12".into());
     let error = node.cri.run_pod(&config, "").err().context("12 bit/s are no bandwidth")?;
@@ -318,18 +318,18 @@ fn the_node_gets_ready_when_a_configuration_appears(node: &mut Node, _: &mut Reg
         folder.join("10-n.conflist"),
         r#"{"cniVersion": "1.0.0", "name": "n", "type": "no-such-plugin"}"#,
     )?;
-    eventually(Seconds(2), || unready("no-such-plugin"))?;
+    eventually(Seconds(20), || unready("no-such-plugin"))?;
     std::fs::write(folder.join("10-n.conflist"), bridge_network("late", 95, ""))?;
-    eventually(Seconds(2), ready)?;
+    eventually(Seconds(20), ready)?;
     // The folder itself is replaced.
     std::fs::rename(&folder, node.dir().join("cni-before"))?;
-    eventually(Seconds(2), || unready("no CNI configuration"))?;
+    eventually(Seconds(20), || unready("no CNI configuration"))?;
     std::os::unix::fs::symlink(node.dir().join("cni-before"), &folder)?;
-    eventually(Seconds(2), ready)?;
+    eventually(Seconds(20), ready)?;
     let pod = node.run(node.pod("late"))?;
     ensure!(address(node, &pod)?.starts_with("10.95.0."));
     std::fs::remove_file(&folder)?;
-    eventually(Seconds(2), || unready("no CNI configuration"))?;
+    eventually(Seconds(20), || unready("no CNI configuration"))?;
     node.remove_all()?;
     // The plugin's bridge stays, as plugins leave it.
     node.rebase()
@@ -363,7 +363,7 @@ fn the_pod_cidr_makes_a_configuration(node: &mut Node, _: &mut Registry) -> Resu
     ensure!(error.message().contains("line 1") && error.message().contains(".Nonsense"), "{error}");
     std::fs::write("/run/t/1/cni.template", template)?;
     tell_pod_cidr(node, "10.94.1.0/24,fd00:94::/64")?;
-    eventually(Seconds(2), || {
+    eventually(Seconds(20), || {
         let condition = network_condition(node)?;
         ensure!(condition.status, "{condition:?}");
         Ok(())

@@ -37,12 +37,12 @@ tests![
 /// Where plugins register: a node's folder is known before it starts.
 const DIR: &str = "/run/t/1";
 /// What a request may take.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
 fn plugins() -> Options {
     let more = format!(
         "[nri]\nenabled = true\nsocket = \"{DIR}/nri.sock\"\nplugin_dir = \"{DIR}/plugins\"\n\
-         plugin_config_dir = \"{DIR}/conf.d\"\nrequest_timeout = \"1s\"\nregistration_timeout = \"2s\"\n"
+         plugin_config_dir = \"{DIR}/conf.d\"\nrequest_timeout = \"3s\"\nregistration_timeout = \"2s\"\n"
     );
     Options { more, ..Options::default() }
 }
@@ -73,7 +73,7 @@ fn a_life_is_told_in_order(node: &mut Node, _: &mut Registry) -> Result<()> {
         "StopContainer",
     ];
     let life = life.map(str::to_owned).to_vec();
-    eventually(Seconds(5), || same("told of its end", &plugin.about(&by_itself), &life))?;
+    eventually(Seconds(20), || same("told of its end", &plugin.about(&by_itself), &life))?;
     let whole: Vec<String> = life.into_iter().chain(["RemoveContainer".to_owned()]).collect();
     same("told of the other one", &plugin.about(&asked), &whole)?;
     node.cri.stop_pod(&pod.id)?;
@@ -141,7 +141,7 @@ fn two_plugins_that_want_the_same_are_named(node: &mut Node, _: &mut Registry) -
     let error = refused.err().context("both got their way")?;
     ensure!(error.message().contains("plugins 10-test and 20-test both set Env MINE"), "{error}");
     drop(second);
-    eventually(Seconds(5), || {
+    eventually(Seconds(20), || {
         node.cri
             .create(&pod.id, &node.container("c", &["true"]), &pod.config)
             .context("after one of them left")
@@ -203,7 +203,7 @@ fn a_plugin_that_hangs_is_disconnected(node: &mut Node, _: &mut Registry) -> Res
     let began = Instant::now();
     let listed = std::thread::scope(|scope| {
         let listing = scope.spawn(|| -> Result<Duration> {
-            eventually(Seconds(5), || {
+            eventually(Seconds(20), || {
                 ensure!(!hangs.calls().is_empty(), "it is asked");
                 Ok(())
             })?;
@@ -221,11 +221,15 @@ fn a_plugin_that_hangs_is_disconnected(node: &mut Node, _: &mut Registry) -> Res
     hangs.wait_closed()?;
     ensure!(good.calls().iter().any(|call| call.method == "RunPodSandbox"), "the other one heard of it");
     let log = fs::read_to_string(node.log_path())?;
-    ensure!(log.contains("10-test") && log.contains("no answer within 1000 ms"), "{}", node.log_tail());
-    let began = Instant::now();
+    ensure!(log.contains("10-test") && log.contains("no answer within 3000 ms"), "{}", node.log_tail());
+    let late = late_answers(node)?;
     node.run(node.pod("undisturbed"))?;
-    ensure!(began.elapsed() < REQUEST_TIMEOUT, "the next pod took {:?}", began.elapsed());
-    Ok(())
+    same("late answers", &late_answers(node)?, &late)
+}
+
+/// What the daemon's log says of plugins that were waited for until their time was up.
+fn late_answers(node: &Node) -> Result<usize> {
+    Ok(fs::read_to_string(node.log_path())?.matches("no answer within").count())
 }
 
 fn a_dead_plugin_holds_up_nothing(node: &mut Node, _: &mut Registry) -> Result<()> {
@@ -234,9 +238,8 @@ fn a_dead_plugin_holds_up_nothing(node: &mut Node, _: &mut Registry) -> Result<(
         _ => Reply::Fine,
     })?;
     let pod = node.run(node.pod("survives"))?;
-    let began = Instant::now();
     node.launch(&pod, &node.container("c", &["sleep", "1000"]))?;
-    ensure!(began.elapsed() < REQUEST_TIMEOUT, "it took {:?}", began.elapsed());
+    same("late answers", &late_answers(node)?, &0)?;
     let calls: Vec<String> = dies.calls().into_iter().map(|call| call.method).collect();
     same("calls", &calls, &["RunPodSandbox", "CreateContainer"].map(str::to_owned).to_vec())?;
     for round in 0..20 {
@@ -244,7 +247,7 @@ fn a_dead_plugin_holds_up_nothing(node: &mut Node, _: &mut Registry) -> Result<(
     }
     let last = agrees(node, "99")?;
     same("known", &last.synchronized().1.len(), &1)?;
-    eventually(Seconds(5), || {
+    eventually(Seconds(20), || {
         let info = node.crictl_json(&["info"])?;
         ensure!(info["nri"].to_string().contains("99-test"), "{info}");
         ensure!(!info["nri"].to_string().contains("10-test"), "{info}");
@@ -276,7 +279,7 @@ fn a_late_plugin_learns_what_exists_and_may_change_it(node: &mut Node, _: &mut R
     // It has no handler for the stop signal, so the grace would be waited for: somebody shortens it.
     node.cri.stop(&id, 0)?;
     same("state", &node.cri.container_status(&id)?.state(), &ContainerState::ContainerExited)?;
-    eventually(Seconds(5), || {
+    eventually(Seconds(20), || {
         ensure!(
             late.about(&id).last().is_some_and(|method| method == "StopContainer"),
             "{:?}",

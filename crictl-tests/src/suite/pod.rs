@@ -107,7 +107,7 @@ fn shared_process_namespace_is_reaped(node: &mut Node, _: &mut Registry) -> Resu
     ensure!(node.exec(&second, &["sh", "-c", "echo $$"])?.trim() != "1", "the pod has its own PID 1");
     // An orphan goes to PID 1 of the pod, which must take it in.
     node.exec(&second, &["sh", "-c", "(sh -c 'sleep 0.1' &) ; true"])?;
-    eventually(Seconds(5), || {
+    eventually(Seconds(20), || {
         let seen = node.exec(&second, &["ps", "-o", "pid,stat,args"])?;
         ensure!(!seen.contains(" Z") && !seen.contains("sleep 0.1"), "an orphan is left: {seen}");
         Ok(())

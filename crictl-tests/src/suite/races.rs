@@ -16,10 +16,8 @@ const ROUNDS: usize = 100;
 const TOO_LATE: [Code; 2] = [Code::NotFound, Code::FailedPrecondition];
 
 fn too_late<T>(what: &str, answer: Result<T, tonic::Status>) -> Result<()> {
-    match answer {
-        Err(status) => ensure!(TOO_LATE.contains(&status.code()), "{what}: {status:?}"),
-        Ok(_) => {}
-    }
+    let late = answer.as_ref().err().is_none_or(|status| TOO_LATE.contains(&status.code()));
+    ensure!(late, "{what}: {:?}", answer.err());
     Ok(())
 }
 
@@ -74,7 +72,8 @@ fn removals_and_updates_meet(node: &mut Node, _: &mut Registry) -> Result<()> {
                 four.update_container_resources(update.clone()),
             )
         });
-        (first?, second?);
+        first?;
+        second?;
         too_late("update", updated)?;
         too_late("update", again)?;
         same("containers", &node.cri.containers()?.len(), &0)?;

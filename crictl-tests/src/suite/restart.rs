@@ -6,7 +6,7 @@ use crisp_proto::cri;
 use rustix::process::Signal;
 
 use super::tests;
-use crate::eventually::{Seconds, eventually, pause};
+use crate::eventually::{Seconds, eventually};
 use crate::node::{BUSYBOX, Node, Options, same};
 use crate::objects::Pod;
 use crate::registry::Registry;
@@ -57,7 +57,7 @@ fn a_killed_daemon_loses_no_line_and_no_exit_code(node: &mut Node, _: &mut Regis
     node.start_daemon()?;
     for (_, _, id, code) in &ending {
         // The last words come a moment before the end.
-        let status = eventually(Seconds(5), || {
+        let status = eventually(Seconds(20), || {
             let status = node.cri.container_status(id)?;
             same("state", &status.state(), &cri::ContainerState::ContainerExited)?;
             Ok(status)
@@ -100,7 +100,7 @@ fn a_terminated_daemon_leaves_pods_running(node: &mut Node, _: &mut Registry) ->
     );
     ensure!(!node.socket().exists() || node.cri.pods().is_err(), "nobody answers");
     let before = node.log(&pod, &config)?.len();
-    eventually(Seconds(5), || {
+    eventually(Seconds(20), || {
         ensure!(node.log(&pod, &config)?.len() > before + 20, "the counter goes on");
         Ok(())
     })?;
@@ -141,7 +141,11 @@ fn a_pod_that_ended_meanwhile_is_known(node: &mut Node, _: &mut Registry) -> Res
     let pid = node.crictl_json(&["inspect", &id])?["info"]["pid"].to_string();
     node.signal_daemon(Signal::KILL)?;
     crate::command::run(std::process::Command::new("kill").args(["-KILL", &pid]))?;
-    pause(Duration::from_millis(200));
+    eventually(Seconds(20), || {
+        // A zombie whose status its shim has not taken yet would be no end that was missed.
+        ensure!(!std::path::Path::new("/proc").join(&pid).exists(), "process {pid} is there");
+        Ok(())
+    })?;
     node.start_daemon()?;
     same("exit code", &node.wait_exit(&id)?.exit_code, &137)
 }

@@ -162,7 +162,7 @@ fn an_attached_client_talks_and_others_listen(node: &mut Node, _: &mut Registry)
         talks.close_input();
         talks.end()?;
         let heard = listens.text().len();
-        eventually(Seconds(5), || {
+        eventually(Seconds(20), || {
             ensure!(listens.text().len() > heard, "the other client hears nothing more");
             Ok(())
         })?;
