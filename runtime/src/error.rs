@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crisp_domain::ErrorKind;
+pub(crate) use crisp_domain::chain;
 
 /// Result of the daemon's operations.
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
@@ -59,21 +60,6 @@ impl Error {
             Self::Step { kind, .. } | Self::Pull { kind, .. } => *kind,
         }
     }
-}
-
-/// An error and its sources as one line. A source that the text before it repeats is left out.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        let more = source.to_string();
-        if !text.ends_with(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        next = source.source();
-    }
-    text
 }
 
 /// `result.doing("mount the root filesystem")?`: adds the step to an error of one of our crates.

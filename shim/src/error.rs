@@ -3,6 +3,7 @@
 use std::io;
 
 use crisp_domain::ErrorKind;
+pub(crate) use crisp_domain::chain;
 
 /// A request that failed. The text goes to the daemon, so it names the step and the subject.
 #[derive(Debug, thiserror::Error)]
@@ -55,19 +56,4 @@ impl<T, E: Into<io::Error>> Step<T> for std::result::Result<T, E> {
     fn step<S: Into<String>>(self, step: impl FnOnce() -> S) -> Result<T> {
         self.map_err(|source| Error::Step { step: step().into(), source: source.into() })
     }
-}
-
-/// An error and its sources as one line; a source that the text before it repeats is left out.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        let more = source.to_string();
-        if !text.ends_with(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        next = source.source();
-    }
-    text
 }

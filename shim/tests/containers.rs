@@ -4,7 +4,7 @@
 
 mod pod;
 
-use pod::{Pod, as_root};
+use pod::{CONFINEMENT, Pod, as_root, status_fields};
 
 #[test]
 fn a_container_runs_logs_and_ends() {
@@ -30,29 +30,6 @@ fn a_container_runs_logs_and_ends() {
         assert_eq!(pod.shim_log(), "");
     });
 }
-
-/// Text of `/proc/self/status` as pairs.
-fn status_fields(text: &str, names: &[&str]) -> Vec<String> {
-    let field = |name: &&str| {
-        let line =
-            text.lines().find(|line| line.starts_with(*name)).unwrap_or_else(|| panic!("{name} in {text}"));
-        line.split_whitespace().collect::<Vec<_>>().join(" ")
-    };
-    names.iter().map(field).collect()
-}
-
-const CONFINEMENT: [&str; 10] = [
-    "CapInh:",
-    "CapPrm:",
-    "CapEff:",
-    "CapBnd:",
-    "CapAmb:",
-    "NoNewPrivs:",
-    "Seccomp:",
-    "Uid:",
-    "Gid:",
-    "Groups:",
-];
 
 #[test]
 fn a_program_that_cannot_run_is_an_error_of_the_start() {
@@ -435,25 +412,18 @@ fn missing_directories_no_path_and_mount_propagation_work() {
 #[test]
 fn a_pods_init_reaps_and_is_confined() {
     as_root(|| {
-        use crisp_proto::supervisor as pb;
         let mut pod = Pod::new();
-        let order = pb::StartPodInit {
-            namespace_paths: vec![],
-            cgroup: Some(pod.cgroups.entry()),
-            ..Default::default()
-        };
-        let answer = pod.daemon.call(pb::request::Call::StartPodInit(order)).unwrap();
-        let pb::reply::Result::Started(started) = answer else { panic!("{answer:?}") };
-        assert_eq!(pod.daemon.hello().pod_init_pid, started.pid);
-        let status = std::fs::read_to_string(format!("/proc/{}/status", started.pid)).unwrap();
+        let pid = pod.start_init();
+        assert_eq!(pod.daemon.hello().pod_init_pid, pid);
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let wanted = ["CapPrm: 0000000000000000", "CapBnd: 0000000000000000", "NoNewPrivs: 1", "Seccomp: 2"];
         assert_eq!(status_fields(&status, &["CapPrm:", "CapBnd:", "NoNewPrivs:", "Seccomp:"]), wanted);
         // Two containers in its PID namespace; what one leaves behind is reaped.
         let mut setup = pod.container(&["sh", "-c", "(sleep 0.1 &) ; exit 0"]);
-        setup.spec["linux"]["namespaces"][0]["path"] = format!("/proc/{}/ns/pid", started.pid).into();
+        setup.spec["linux"]["namespaces"][0]["path"] = format!("/proc/{pid}/ns/pid").into();
         pod.run(&setup);
         assert_eq!(pod.daemon.exit(&setup.id).code, 0);
-        pod::eventually("only the pod's init", || (pod.cgroups.processes() == [started.pid]).then_some(()));
+        pod::eventually("only the pod's init", || (pod.cgroups.processes() == [pid]).then_some(()));
     });
 }
 

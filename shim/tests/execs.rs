@@ -117,15 +117,9 @@ fn a_process_that_is_too_long_for_a_packet_comes_in_a_file() {
 fn execs_die_with_their_container_also_in_a_shared_pid_namespace() {
     as_root(|| {
         let mut pod = Pod::new();
-        let order = pb::StartPodInit {
-            namespace_paths: vec![],
-            cgroup: Some(pod.cgroups.entry()),
-            ..Default::default()
-        };
-        let answer = pod.daemon.call(pb::request::Call::StartPodInit(order)).unwrap();
-        let pb::reply::Result::Started(started) = answer else { panic!("{answer:?}") };
+        let pid = pod.start_init();
         let mut setup = pod.container(&["sleep", "1000"]);
-        setup.spec["linux"]["namespaces"][0]["path"] = format!("/proc/{}/ns/pid", started.pid).into();
+        setup.spec["linux"]["namespaces"][0]["path"] = format!("/proc/{pid}/ns/pid").into();
         pod.run(&setup);
         let process = terminal_process(&setup, &["sh", "-c", "trap '' HUP; echo ready; sleep 1001"]);
         let (mut master, id) = pod.daemon.exec_terminal(&setup, &process).unwrap();
@@ -133,7 +127,7 @@ fn execs_die_with_their_container_also_in_a_shared_pid_namespace() {
         pod.daemon.signal(&setup.id, 9);
         pod.daemon.exit(&setup.id);
         assert_eq!(pod.daemon.exec_exit(&id).0.signal, 9);
-        eventually("only the pod's init", || (pod.cgroups.processes() == [started.pid]).then_some(()));
+        eventually("only the pod's init", || (pod.cgroups.processes() == [pid]).then_some(()));
     });
 }
 
@@ -141,18 +135,7 @@ fn execs_die_with_their_container_also_in_a_shared_pid_namespace() {
 fn the_end_of_the_pods_init_is_told() {
     as_root(|| {
         let mut pod = Pod::new();
-        let start = |pod: &mut Pod| {
-            let order = pb::StartPodInit {
-                namespace_paths: vec![],
-                cgroup: Some(pod.cgroups.entry()),
-                ..Default::default()
-            };
-            match pod.daemon.call(pb::request::Call::StartPodInit(order)).unwrap() {
-                pb::reply::Result::Started(started) => started.pid,
-                other => panic!("{other:?}"),
-            }
-        };
-        let pid = start(&mut pod);
+        let pid = pod.start_init();
         crisp_sys::pidfd::kill(crisp_sys::pidfd::open(pid).unwrap()).unwrap();
         let told = pod.daemon.event(|event| match event {
             pb::message::Kind::PodInitExited(exited) => Some(exited.pid),
@@ -164,7 +147,7 @@ fn the_end_of_the_pods_init_is_told() {
             pb::StartPodInit { namespace_paths: vec!["/missing".into()], cgroup: None, ..Default::default() };
         let failure = pod.daemon.call(pb::request::Call::StartPodInit(order)).unwrap_err();
         assert!(failure.message.contains("/missing"), "{failure:?}");
-        assert_ne!(start(&mut pod), pid);
+        assert_ne!(pod.start_init(), pid);
     });
 }
 

@@ -5,7 +5,7 @@
 mod pod;
 
 use crisp_proto::supervisor as pb;
-use pod::{Pod, Setup, as_root};
+use pod::{CONFINEMENT, Pod, Setup, as_root, status_fields};
 
 const RUNTIMES: [&str; 2] = ["/usr/sbin/runc", "/usr/bin/crun"];
 
@@ -107,25 +107,6 @@ fn an_oci_runtimes_failure_comes_with_its_words() {
 fn confinement_is_the_same_as_runcs() {
     as_root(|| {
         hide_unified();
-        let fields = [
-            "CapInh:",
-            "CapPrm:",
-            "CapEff:",
-            "CapBnd:",
-            "CapAmb:",
-            "NoNewPrivs:",
-            "Seccomp:",
-            "Uid:",
-            "Gid:",
-            "Groups:",
-        ];
-        let of = |output: &str| -> Vec<String> {
-            output
-                .lines()
-                .filter(|line| fields.iter().any(|field| line.starts_with(field)))
-                .map(str::to_owned)
-                .collect()
-        };
         for (uid, no_new_privs) in [(0, false), (0, true), (1000, false), (1000, true)] {
             let mut seen = Vec::new();
             for runtime in [None, installed().next()] {
@@ -138,9 +119,7 @@ fn confinement_is_the_same_as_runcs() {
                 setup.with_seccomp();
                 pod.run(&setup);
                 pod.daemon.exit(&setup.id);
-                let output = of(&setup.output());
-                assert_eq!(output.len(), fields.len(), "{runtime:?}: {}", setup.output());
-                seen.push(output);
+                seen.push(status_fields(&setup.output(), &CONFINEMENT));
                 pod.daemon.delete(&setup.id).unwrap();
             }
             assert_eq!(seen[0], seen[1]);

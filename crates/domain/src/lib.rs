@@ -6,7 +6,7 @@ mod exit;
 mod id;
 mod time;
 
-pub use error::ErrorKind;
+pub use error::{ErrorKind, chain};
 pub use exit::ExitStatus;
 pub use id::{ContainerId, IdError, SandboxId};
 pub use time::Timestamp;

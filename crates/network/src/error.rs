@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+pub(crate) use crisp_domain::chain;
 use crisp_domain::{ErrorKind, SandboxId};
 
 /// A failed network operation.
@@ -226,15 +227,4 @@ impl NetworkError {
 
 fn code_text(code: Option<u64>) -> String {
     code.map(|code| format!(" (code {code})")).unwrap_or_default()
-}
-
-/// An error with all its sources, for one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text = format!("{text}: {source}");
-        next = source.source();
-    }
-    text
 }

@@ -56,6 +56,30 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// What confines a process, as `/proc/<pid>/status` names it.
+pub const CONFINEMENT: [&str; 10] = [
+    "CapInh:",
+    "CapPrm:",
+    "CapEff:",
+    "CapBnd:",
+    "CapAmb:",
+    "NoNewPrivs:",
+    "Seccomp:",
+    "Uid:",
+    "Gid:",
+    "Groups:",
+];
+
+/// The lines of a `/proc/<pid>/status` that begin with these names, each of which must be there.
+pub fn status_fields(text: &str, names: &[&str]) -> Vec<String> {
+    let field = |name: &&str| {
+        let line =
+            text.lines().find(|line| line.starts_with(*name)).unwrap_or_else(|| panic!("{name} in {text}"));
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    names.iter().map(field).collect()
+}
+
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Cgroups of one container; removed when dropped.
@@ -213,6 +237,16 @@ impl Pod {
     }
 
     /// Makes and starts it.
+    /// Starts the pod's PID 1; gives its pid here.
+    pub fn start_init(&mut self) -> i32 {
+        let cgroup = Some(self.cgroups.entry());
+        let order = pb::StartPodInit { namespace_paths: vec![], cgroup, ..Default::default() };
+        match self.daemon.call(Call::StartPodInit(order)).unwrap() {
+            Answer::Started(started) => started.pid,
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub fn run(&mut self, setup: &Setup) -> pb::Started {
         let started = self.daemon.create(setup).unwrap();
         self.daemon.start(&setup.id).unwrap();
