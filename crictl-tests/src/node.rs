@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /run/t/<name>/config.toml  crisp.sock  daemon.log
-//!              /root  /state  /certs.d  /cni  /logs/<pod>/
+//!              /root  /state  /certs.d  /cni  /bin (plugins of the test)  /logs/<pod>/
 //! ```
 use std::cell::Cell;
 use std::fs;
@@ -445,7 +445,7 @@ fn config(dir: &Path, number: u8, options: &Options) -> String {
     let log = if options.log.is_empty() { "info" } else { &options.log };
     format!(
         "listen = \"{dir}/crisp.sock\"\nroot = \"{dir}/root\"\nstate = \"{dir}/state\"\nlog = \"{log}\"\n\
-         cgroup_parent = \"/crisp{number}\"\n\n[cni]\nconf_dir = \"{dir}/cni\"\nbin_dirs = [\"/usr/lib/cni\"]\n{}\n\n\
+         cgroup_parent = \"/crisp{number}\"\n\n[cni]\nconf_dir = \"{dir}/cni\"\nbin_dirs = [\"/usr/lib/cni\", \"{dir}/bin\"]\n{}\n\n\
          [registry]\nconfig_path = [\"{dir}/certs.d\"]\n\n\
          [network]\nbridge = \"ct{number}\"\nsubnet = \"10.77.{number}.0/24\"\n{}\n",
         options.cni_more, options.more

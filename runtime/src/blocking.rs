@@ -25,8 +25,10 @@ const PERMIT_WAIT_MAX: Duration = Duration::from_secs(100);
 pub(crate) enum Kind {
     /// Records, sockets, pinned namespaces: kernel and memory, which answer.
     State,
-    /// Network plugins, and the kernel's lock of network namespaces.
-    Network,
+    /// Plugins that put a pod into its network, and the kernel's lock of network namespaces.
+    Attach,
+    /// Plugins that take a pod out: others can be stopped while no pod can be started.
+    Detach,
     /// The making of a container's files: a volume's source may be on a network file system that is away.
     Bundle,
     /// Deleting and copying on disks.
@@ -38,13 +40,15 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 6] = [Self::State, Self::Network, Self::Bundle, Self::Disk, Self::Cgroup, Self::Look];
+    const ALL: [Self; 7] =
+        [Self::State, Self::Attach, Self::Detach, Self::Bundle, Self::Disk, Self::Cgroup, Self::Look];
 
     /// What its threads are for, in messages.
     fn name(self) -> &'static str {
         match self {
             Self::State => "records and namespaces",
-            Self::Network => "network plugins",
+            Self::Attach => "joining networks",
+            Self::Detach => "leaving networks",
             Self::Bundle => "making containers' files",
             Self::Disk => "deleting and copying files",
             Self::Cgroup => "killing and limiting",
@@ -53,10 +57,12 @@ impl Kind {
     }
 
     fn permits(self) -> &'static Permits {
-        let [state, network, bundle, disk, cgroup, look] = PERMITS.get_or_init(|| all(PERMITS_DEFAULT));
+        let [state, attach, detach, bundle, disk, cgroup, look] =
+            PERMITS.get_or_init(|| all(PERMITS_DEFAULT));
         match self {
             Self::State => state,
-            Self::Network => network,
+            Self::Attach => attach,
+            Self::Detach => detach,
             Self::Bundle => bundle,
             Self::Disk => disk,
             Self::Cgroup => cgroup,
@@ -162,18 +168,18 @@ mod tests {
                 let _released = gate.recv();
                 Ok(())
             };
-            tokio::spawn(run_as(Kind::Network, work))
+            tokio::spawn(run_as(Kind::Attach, work))
         };
         let mut hung: Vec<_> = gates.into_iter().map(hang).collect();
         for _ in 0..PERMITS_DEFAULT {
             begun.recv().await.unwrap();
         }
-        assert_eq!(busy().unwrap(), "all 64 threads for network plugins are busy");
-        let refused = run_as(Kind::Network, || Ok(())).await.unwrap_err();
+        assert_eq!(busy().unwrap(), "all 64 threads for joining networks are busy");
+        let refused = run_as(Kind::Attach, || Ok(())).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Exhausted);
         assert_eq!(
             refused.to_string(),
-            "all 64 threads for network plugins are busy, and none got free within 100000 ms"
+            "all 64 threads for joining networks are busy, and none got free within 100000 ms"
         );
         assert_eq!(run_as(Kind::Disk, || Ok(7)).await.unwrap(), 7);
         // Nobody waits for this one any more, but its thread is not free.
@@ -183,7 +189,7 @@ mod tests {
         for done in hung {
             done.await.unwrap().unwrap();
         }
-        run_as(Kind::Network, || Ok(())).await.unwrap();
+        run_as(Kind::Attach, || Ok(())).await.unwrap();
         assert_eq!(busy(), None);
     }
 }

@@ -21,6 +21,7 @@ mod image;
 mod layers;
 mod metrics;
 mod mounts;
+mod neighbours;
 mod network;
 mod nri;
 mod pod;
@@ -83,6 +84,7 @@ fn all() -> Vec<(&'static str, &'static Test)> {
         ("cdi", cdi::TESTS),
         ("nri", nri::TESTS),
         ("restart", restart::TESTS),
+        ("neighbours", neighbours::TESTS),
         ("userns", userns::TESTS),
         ("faults", faults::TESTS),
         ("replay", replay::TESTS),

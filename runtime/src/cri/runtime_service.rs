@@ -398,10 +398,8 @@ impl RuntimeService for Runtime {
         let pod_cidr = config.unwrap_or_default().pod_cidr;
         let network = Arc::clone(&self.daemon.network);
         answer(tracing::info_span!("UpdateRuntimeConfig", pod_cidr), async {
-            let outcome = blocking::run_as(Kind::Network, move || {
-                network.apply_pod_cidr(&pod_cidr).doing("apply the pod CIDR")
-            })
-            .await?;
+            let outcome =
+                blocking::run(move || network.apply_pod_cidr(&pod_cidr).doing("apply the pod CIDR")).await?;
             tracing::info!(?outcome, "the node's pod CIDR");
             Ok(UpdateRuntimeConfigResponse {})
         })

@@ -14,7 +14,7 @@ pub(crate) async fn network(daemon: &Daemon, pod: Arc<Pod>) {
         PodState::Ready => Ok(network.check(&checked.id).err()),
         PodState::Creating | PodState::Stopping | PodState::NotReady => Ok(None),
     };
-    match blocking::run_as(Kind::Network, check).await {
+    match blocking::run_as(Kind::Attach, check).await {
         Ok(found) => {
             let problem = found.map(|error| crate::error::chain(&error));
             if let Some(error) = &problem {

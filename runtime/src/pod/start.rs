@@ -145,7 +145,7 @@ async fn effects(daemon: &Arc<Daemon>, pod: &Arc<Pod>, request: PodRequest) -> R
 async fn surround(daemon: &Arc<Daemon>, pod: &Arc<Pod>, request: PodRequest) -> Result<Vec<IpAddr>> {
     let kind = match request.network {
         // While the kernel cannot take a network namespace away, it makes none.
-        Scope::Pod => Kind::Network,
+        Scope::Pod => Kind::Attach,
         Scope::Host => Kind::State,
     };
     blocking::run_as(kind, {
@@ -218,7 +218,7 @@ async fn attach(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<Vec<IpAddr>> {
     let request = network_request(pod, netns)?;
     let network = Arc::clone(&daemon.network);
     let attach = move || network.attach(&request).doing("set up the pod's network").map(|made| made.ips);
-    blocking::run_as(Kind::Network, attach).await
+    blocking::run_as(Kind::Attach, attach).await
 }
 
 async fn supervise(daemon: &Daemon, pod: &Pod) -> Result<Supervision> {

@@ -108,7 +108,7 @@ async fn detach(daemon: &Daemon, pod: &Pod) -> Result<()> {
         return Ok(());
     }
     let (network, id, netns) = (Arc::clone(&daemon.network), pod.id.clone(), pod.netns());
-    blocking::run_as(Kind::Network, move || {
+    blocking::run_as(Kind::Detach, move || {
         let known = netns.as_deref().filter(|path| path.exists());
         network.detach(&id, known).doing("take the pod's network down")
     })

@@ -117,7 +117,7 @@ async fn sweep_networks(daemon: Weak<Daemon>) {
     loop {
         {
             let Some(daemon) = daemon.upgrade() else { return };
-            let swept = blocking::run_as(Kind::Network, move || {
+            let swept = blocking::run_as(Kind::Detach, move || {
                 let is_live = |id: &SandboxId| daemon.pods.find_any(id.as_str()).is_some();
                 let network = &daemon.network;
                 let swept = if first { network.gc_where(&is_live) } else { network.retry_stale(&is_live) };
