@@ -21,6 +21,12 @@ use crate::unpack::{failed, named, refused};
 /// Directories in each other, as in a layer that is unpacked.
 const DEPTH_MAX: usize = 200;
 
+/// Bytes of paths that are remembered: of files with several names, and of what is deleted. A container makes as many as it likes.
+const REMEMBERED_BYTES_MAX: usize = 64 << 20;
+
+/// Rough cost of a remembered path beside its bytes.
+const OVERHEAD_BYTES: usize = 64;
+
 /// Bytes by which content passes.
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -30,11 +36,13 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// again. What changes meanwhile may be written half.
 ///
 /// # Errors
-/// [`SnapshotError::Refused`] for directories that are nested too deep; [`SnapshotError::Entry`], [`SnapshotError::Io`].
+/// [`SnapshotError::Refused`] for directories that are nested too deep; [`SnapshotError::Limit`] for too many links and deletions;
+/// [`SnapshotError::Entry`], [`SnapshotError::Io`].
 pub(crate) fn write(upper: &Path, to: impl Write) -> Result<Vec<PathBuf>> {
     let root = rustix::fs::open(upper, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(SnapshotError::io("open", upper))?;
-    let mut diff = Diff { tar: tar::Builder::new(to), deleted: Vec::new(), linked: HashMap::new() };
+    let mut diff =
+        Diff { tar: tar::Builder::new(to), deleted: Vec::new(), linked: HashMap::new(), remembered: 0 };
     diff.directory(&root, &mut PathBuf::from(".")).map_err(|e| named(e, upper.display().to_string()))?;
     diff.tar.into_inner().and_then(|mut to| to.flush()).map_err(writing)?;
     Ok(diff.deleted)
@@ -45,9 +53,20 @@ struct Diff<W: Write> {
     deleted: Vec<PathBuf>,
     /// Where files with several names were written first.
     linked: HashMap<(u64, u64), PathBuf>,
+    remembered: usize,
 }
 
 impl<W: Write> Diff<W> {
+    /// Accounts for a path that will be remembered.
+    fn charge(&mut self, path: &Path) -> Result<()> {
+        self.remembered += path.as_os_str().len() + OVERHEAD_BYTES;
+        if self.remembered <= REMEMBERED_BYTES_MAX {
+            return Ok(());
+        }
+        let max = REMEMBERED_BYTES_MAX as u64;
+        Err(SnapshotError::Limit { limit: "remembered_bytes_max", max, entry: String::new() })
+    }
+
     fn directory(&mut self, dir: &OwnedFd, path: &mut PathBuf) -> Result<()> {
         if path.components().count() > DEPTH_MAX {
             return Err(refused("its directories are nested too deep"));
@@ -91,6 +110,7 @@ impl<W: Write> Diff<W> {
             if let Some(first) = self.linked.get(&id).cloned() {
                 return self.link(&attributes(&stat), tar::EntryType::Link, path, &first);
             }
+            self.charge(path)?;
             drop(self.linked.insert(id, path.clone()));
         }
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -115,6 +135,7 @@ impl<W: Write> Diff<W> {
         let name = path.file_name().unwrap_or_default();
         let hidden = path.with_file_name(std::ffi::OsStr::from_bytes(&[b".wh.", name.as_bytes()].concat()));
         self.append(&Attributes::default(), tar::EntryType::Regular, &hidden, &mut std::io::empty())?;
+        self.charge(path)?;
         self.deleted.push(Path::new("/").join(path.strip_prefix(".").unwrap_or(path)));
         Ok(())
     }

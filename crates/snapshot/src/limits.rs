@@ -28,6 +28,9 @@ pub struct Limits {
     pub sparse_pieces_max: usize,
     /// Bytes of what must be remembered until the layer is committed: paths of directories, whiteouts, links to layers below.
     pub remembered_bytes_max: usize,
+    /// The same of all layers of the store together that are unpacked and wait for their commit: an image has hundreds of layers, and
+    /// all but the lowest may wait for that one.
+    pub waiting_bytes_max: usize,
     /// Size of the compressed blob in bytes, if there was one: the stream may not be longer than `ratio_max` times it, or
     /// [`Limits::RATIO_FREE_BYTES`] if that is more.
     pub compressed_bytes: Option<u64>,
@@ -60,7 +63,8 @@ impl Default for Limits {
             extension_bytes_max: 1 << 20,
             xattr_bytes_max: 128 << 10,
             sparse_pieces_max: 1 << 18,
-            remembered_bytes_max: 256 << 20,
+            remembered_bytes_max: 128 << 20,
+            waiting_bytes_max: 256 << 20,
             compressed_bytes: None,
             // Deflate cannot exceed 1032; zstd can, by far.
             ratio_max: 1100,

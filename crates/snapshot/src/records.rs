@@ -59,6 +59,11 @@ impl Records {
         })
     }
 
+    /// What is remembered, in bytes, roughly.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// A directory had to be made for something in it.
     pub(crate) fn imply(&mut self, path: Vec<u8>) {
         self.dirs.entry(path).or_insert(Directory::Implied);

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crisp_sys::path::{Resolve, RootedDir};
@@ -52,6 +53,8 @@ struct Inner {
     index: RwLock<HashMap<ChainId, Record>>,
     /// Held while a layer appears or goes.
     changing: Mutex<()>,
+    /// Bytes that staged layers remember.
+    waiting: AtomicUsize,
     _lock: File,
 }
 
@@ -62,6 +65,7 @@ pub struct StagedLayer {
     content: RootedDir,
     diff_id: DiffId,
     records: Records,
+    waiting: Waiting,
 }
 
 impl StagedLayer {
@@ -100,6 +104,31 @@ impl Drop for Staging {
     }
 }
 
+/// The share of a staged layer in what all of them remember.
+#[derive(Debug)]
+struct Waiting {
+    bytes: usize,
+    store: Arc<Inner>,
+}
+
+impl Waiting {
+    fn new(store: &Arc<Inner>, bytes: usize, limits: &Limits) -> Result<Self> {
+        let before = store.waiting.fetch_add(bytes, Ordering::Relaxed);
+        let waiting = Self { bytes, store: Arc::clone(store) };
+        let max = limits.waiting_bytes_max;
+        if before.saturating_add(bytes) <= max {
+            return Ok(waiting);
+        }
+        Err(SnapshotError::Limit { limit: "waiting_bytes_max", max: max as u64, entry: String::new() })
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.store.waiting.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 impl LayerStore {
     /// Opens the layers below `root`, the durable root directory. What a crash left half-made is moved out of the way at once
     /// and deleted by a background thread. A layer whose record cannot be read does not exist until it is committed again.
@@ -116,7 +145,13 @@ impl LayerStore {
             make_dir(&layers.join(dir), mode)?;
         }
         let lock = lock(&layers)?;
-        let inner = Inner { index: RwLock::default(), changing: Mutex::default(), _lock: lock, layers };
+        let inner = Inner {
+            index: RwLock::default(),
+            changing: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            _lock: lock,
+            layers,
+        };
         for entry in inner.names(STAGING)? {
             inner.move_to_removed(&inner.layers.join(STAGING).join(entry))?;
         }
@@ -195,7 +230,8 @@ impl LayerStore {
         make_dir(&path, 0o755)?;
         let content = RootedDir::open(&path).map_err(SnapshotError::path("open a staged layer"))?;
         let (diff_id, records) = unpack::unpack(tar, &content, limits)?;
-        Ok(StagedLayer { staging, content, diff_id, records })
+        let waiting = Waiting::new(&self.inner, records.bytes(), limits)?;
+        Ok(StagedLayer { staging, content, diff_id, records, waiting })
     }
 
     /// Places a layer on its parent and makes it durable: whiteouts, links and directories that refer to layers below are
@@ -337,7 +373,7 @@ impl LayerStore {
         parent: Option<ChainId>,
         below: &[PathBuf],
     ) -> Result<(Staging, Record)> {
-        let StagedLayer { staging, content, diff_id, records } = layer;
+        let StagedLayer { staging, content, diff_id, records, waiting: _until_settled } = layer;
         let scratch = staging.path.join(SCRATCH);
         make_dir(&scratch, 0o700)?;
         let lowers: Vec<PathBuf> = below.iter().rev().cloned().chain([self.bottom()]).collect();

@@ -290,6 +290,29 @@ fn bombs_stop_at_their_limit() {
     });
 }
 
+#[test]
+fn layers_that_wait_share_a_limit() {
+    in_private_mounts("layers_that_wait_share_a_limit", |home| {
+        let store = LayerStore::open(home).unwrap();
+        let limits = Limits { waiting_bytes_max: 30 << 10, ..Limits::default() };
+        let layer = |name: &str| {
+            let whiteouts =
+                (0..100).map(|n| one(file(&format!(".wh.{name}{n}"), ""))).collect::<Vec<_>>().concat();
+            store.unpack(io::Cursor::new(whiteouts), &limits)
+        };
+        let (first, second) = (layer("a").unwrap(), layer("b").unwrap());
+        let error = layer("c").unwrap_err();
+        assert!(error.to_string().contains("waiting_bytes_max"), "{}", full(&error));
+        // Those that are there, or were given up, wait no more.
+        store.commit(first, None).unwrap();
+        drop(second);
+        let (third, fourth) = (layer("c").unwrap(), layer("d").unwrap());
+        assert!(layer("e").is_err());
+        drop((third, fourth));
+        assert_nothing_stays(&store, "given up");
+    });
+}
+
 fn one(item: Item) -> Vec<u8> {
     let mut out = Vec::new();
     append(&mut out, item);
