@@ -180,3 +180,20 @@ fn holes_of_a_layer_take_no_disk() {
         std::fs::read(&copied).unwrap() == std::fs::read(layer.join("checkpoint/inventory.img")).unwrap()
     );
 }
+
+#[test]
+fn of_two_writers_one_gets_the_name() {
+    let home = tempfile::tempdir().unwrap();
+    let target = home.path().join("c.tar");
+    let begin = |id: &[u8]| -> Result<crate::Writer> {
+        let mut writer = crate::Writer::create(&target)?;
+        writer.text("config.dump", id)?;
+        Ok(writer)
+    };
+    let (first, second) = (begin(b"{\"id\":\"first\"}").unwrap(), begin(b"{\"id\":\"second\"}").unwrap());
+    first.finish().unwrap();
+    assert!(matches!(second.finish(), Err(CheckpointError::Exists(_))));
+    let text = std::fs::read(&target).unwrap();
+    assert!(text.windows(5).any(|part| part == b"first"));
+    assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 1);
+}

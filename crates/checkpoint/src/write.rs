@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
 
@@ -44,8 +45,11 @@ impl Writer {
             return Err(CheckpointError::Exists(target.display().to_string()));
         }
         let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let partial = target.with_file_name(format!(".{name}.{}.partial", std::process::id()));
-        // Left by a crash.
+        // Of this writer alone: another container may be written to the same target, and one of the two gets the name.
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let (pid, number) = (std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+        let partial = target.with_file_name(format!(".{name}.{pid}.{number}.partial"));
+        // Left by a process with the same number that was killed.
         let _not_there = std::fs::remove_file(&partial);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(CWD, &partial, flags, Mode::from_raw_mode(MODE))
