@@ -304,11 +304,12 @@ fn layers_that_wait_share_a_limit() {
         let error = layer("c").unwrap_err();
         assert!(error.to_string().contains("waiting_bytes_max"), "{}", full(&error));
         // Those that are there, or were given up, wait no more.
-        store.commit(first, None).unwrap();
+        let committed = store.commit(first, None).unwrap();
         drop(second);
         let (third, fourth) = (layer("c").unwrap(), layer("d").unwrap());
         assert!(layer("e").is_err());
         drop((third, fourth));
+        store.remove(&committed).unwrap();
         assert_nothing_stays(&store, "given up");
     });
 }
