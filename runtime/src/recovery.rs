@@ -8,6 +8,8 @@
 //! | pod `Ready` | slow | served with its last known state; met when it answers |
 //! | pod `Ready` | gone | containers killed and settled from their exit records (else lost); pod not ready |
 //! | pod `Stopping` | any | stays so; the next stop goes on |
+//! | pod `NotReady` | answers | it lost its PID 1: watched again, until it is stopped |
+//! | pod `NotReady` | gone | what its containers' records say of running is settled |
 //! | container `Creating` | – | deleted: while serving |
 //! | container `Starting` | any | killed, ended with `StartError` |
 //! | container `Running` | runs | goes on |
@@ -147,8 +149,9 @@ fn records<T: DeserializeOwned>(dir: &Path, file: &str, version: u32) -> Result<
 
 async fn recover_pod(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
     match pod.state() {
-        PodState::Ready | PodState::Stopping => meet_shim(daemon, pod).await,
-        PodState::Creating | PodState::NotReady => {}
+        // One that is not ready because it lost its PID 1 has its shim, and containers that run.
+        PodState::Ready | PodState::Stopping | PodState::NotReady => meet_shim(daemon, pod).await,
+        PodState::Creating => {}
     }
 }
 
@@ -169,7 +172,9 @@ async fn meet_shim(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
                 watch::spawn(owner, met, supervision);
             }
             None => {
-                tracing::warn!(pod_id = %met.id, "the pod's shim is gone");
+                if met.state() != PodState::NotReady {
+                    tracing::warn!(pod_id = %met.id, "the pod's shim is gone");
+                }
                 watch::gone(&owner, &met).await;
             }
         }

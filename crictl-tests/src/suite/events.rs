@@ -15,6 +15,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
 use super::tests;
+use crate::eventually::{Seconds, eventually};
 use crate::node::{Node, same};
 use crate::objects::Pod;
 use crate::paths;
@@ -25,6 +26,7 @@ tests![
     shows_what_is_there_first,
     tells_a_failed_start_and_a_dead_shim,
     tells_a_dead_pid_1,
+    a_dead_pid_1_is_known_after_a_restart,
     cuts_off_a_slow_reader_alone,
     streams_end_with_the_daemon,
     crictl_shows_events,
@@ -226,16 +228,9 @@ fn tells_a_failed_start_and_a_dead_shim(node: &mut Node, _: &mut Registry) -> Re
 
 fn tells_a_dead_pid_1(node: &mut Node, _: &mut Registry) -> Result<()> {
     let listener = Listener::new(node)?;
-    let mut config = node.pod("shared");
-    let options = cri::NamespaceOption { pid: cri::NamespaceMode::Pod.into(), ..Default::default() };
-    let linux = config.linux.get_or_insert_default();
-    linux.security_context.get_or_insert_default().namespace_options = Some(options);
-    let pod = node.run(config)?;
+    let pod = node.run(sharing(node))?;
     listener.take(2)?;
-    let shim = shim_of(&pod)?.as_raw_nonzero();
-    let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"))?;
-    let init = children.split_whitespace().next().context("the pod has no PID 1")?.parse()?;
-    rustix::process::kill_process(rustix::process::Pid::from_raw(init).context("pid")?, Signal::KILL)?;
+    kill_pid_1(&pod)?;
     let stopped = listener.take(1)?;
     same("the death of PID 1", &gist(&stopped[0]), &(pod.id.as_str(), Type::ContainerStoppedEvent))?;
     let status = stopped[0].pod_sandbox_status.as_ref().context("no status")?;
@@ -244,6 +239,43 @@ fn tells_a_dead_pid_1(node: &mut Node, _: &mut Registry) -> Result<()> {
     node.cri.stop_pod(&pod.id)?;
     node.cri.remove_pod(&pod.id)?;
     same("last", &gist(&listener.take(1)?[0]), &(pod.id.as_str(), Type::ContainerDeletedEvent))
+}
+
+/// A pod that has lost its PID 1 has its shim, and may have containers that run: those that share no PID namespace.
+fn a_dead_pid_1_is_known_after_a_restart(node: &mut Node, _: &mut Registry) -> Result<()> {
+    let pod = node.run(sharing(node))?;
+    let mut config = node.container("own", &["sh", "-c", "while [ ! -e /end ]; do sleep 0.05; done; exit 7"]);
+    let options = cri::NamespaceOption { pid: cri::NamespaceMode::Container.into(), ..Default::default() };
+    let linux = config.linux.get_or_insert_default();
+    linux.security_context.get_or_insert_default().namespace_options = Some(options);
+    let id = node.launch(&pod, &config)?;
+    kill_pid_1(&pod)?;
+    let lost = || same("state", &node.cri.pod_status(&pod.id)?.state(), &PodSandboxState::SandboxNotready);
+    eventually(Seconds(20), lost)?;
+    let pid = node.crictl_json(&["inspect", &id])?["info"]["pid"].to_string();
+    node.signal_daemon(Signal::KILL)?;
+    std::fs::write(format!("/proc/{pid}/root/end"), "")?;
+    node.start_daemon()?;
+    same("exit code", &node.wait_exit(&id)?.exit_code, &7)?;
+    node.cri.stop_pod(&pod.id)?;
+    node.cri.remove_pod(&pod.id)?;
+    node.check_leaks()
+}
+
+fn sharing(node: &Node) -> cri::PodSandboxConfig {
+    let mut config = node.pod("shared");
+    let options = cri::NamespaceOption { pid: cri::NamespaceMode::Pod.into(), ..Default::default() };
+    let linux = config.linux.get_or_insert_default();
+    linux.security_context.get_or_insert_default().namespace_options = Some(options);
+    config
+}
+
+fn kill_pid_1(pod: &Pod) -> Result<()> {
+    let shim = shim_of(pod)?.as_raw_nonzero();
+    let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"))?;
+    // Made with the pod, so it is the first one.
+    let init = children.split_whitespace().next().context("the pod has no PID 1")?.parse()?;
+    Ok(rustix::process::kill_process(rustix::process::Pid::from_raw(init).context("pid")?, Signal::KILL)?)
 }
 
 fn kill_shim(pod: &Pod) -> Result<()> {
