@@ -175,7 +175,11 @@ mod tests {
             begun.recv().await.unwrap();
         }
         assert_eq!(busy().unwrap(), "all 64 threads for joining networks are busy");
-        let refused = run_as(Kind::Attach, || Ok(())).await.unwrap_err();
+        let one_more = tokio::spawn(run_as(Kind::Attach, || Ok(())));
+        tokio::task::yield_now().await;
+        // Time does not pass by itself while work is under way.
+        tokio::time::advance(PERMIT_WAIT_MAX * 2).await;
+        let refused = one_more.await.unwrap().unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Exhausted);
         assert_eq!(
             refused.to_string(),
