@@ -7,6 +7,7 @@ mod exec;
 mod image;
 mod interrupt;
 pub(crate) mod labels;
+mod leftovers;
 mod log_file;
 mod logs;
 mod manifest;

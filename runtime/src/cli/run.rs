@@ -20,7 +20,7 @@ use super::error::{CliError, EXIT_INTERRUPTED, Result};
 use super::interrupt::Interrupts;
 use super::manifest::{Host, MANIFEST_BYTES_MAX, Plan};
 use super::ui::Ui;
-use super::{RunArgs, labels, output, pods, pull, stop, volumes};
+use super::{RunArgs, labels, leftovers, output, pods, pull, stop, volumes};
 use session::{End, Session};
 
 pub(super) async fn run(mut client: Client, args: &RunArgs) -> Result<ExitCode> {
@@ -32,6 +32,9 @@ pub(super) async fn run(mut client: Client, args: &RunArgs) -> Result<ExitCode> 
     }
     if args.detach && plan.restarts {
         ui.warn("restartPolicy: with --detach nobody starts a container that ended again")?;
+    }
+    if let Err(error) = leftovers::remove(&mut client, &root).await {
+        ui.warn(&error.to_string())?;
     }
     make_room(&mut client, &plan, args, &root, ui).await?;
     let interrupts = Interrupts::listen()?;
@@ -143,6 +146,7 @@ async fn fetch(client: &mut Client, plan: &Plan, ui: Ui) -> Result<()> {
 }
 
 async fn live(session: &mut Session<'_>, plan: &Plan, data: &Path, args: &RunArgs) -> Result<End> {
+    let _until_the_pod_exists = leftovers::claim(data)?;
     volumes::prepare(data, &plan.volumes)?;
     session.start_pod().await?;
     if let Some(end) = session.run_init_containers().await? {

@@ -9,7 +9,7 @@ use futures_util::future;
 use super::client::Client;
 use super::error::{CliError, Result};
 use super::ui::Ui;
-use super::{StopArgs, labels, output, pods, volumes};
+use super::{StopArgs, labels, leftovers, output, pods, volumes};
 
 /// Seconds of grace that a manifest may ask for; a day.
 const GRACE_SECONDS_MAX: u32 = 86_400;
@@ -46,6 +46,9 @@ pub(super) async fn stop(mut client: Client, args: &StopArgs) -> Result<ExitCode
                 code = ExitCode::FAILURE;
             }
         }
+    }
+    if args.all {
+        leftovers::remove(&mut client, Path::new(&root)).await?;
     }
     Ok(code)
 }

@@ -22,14 +22,18 @@ const GROUP_VOLUME_MODE: u32 = 0o2777;
 /// # Errors
 /// When the uid is not a UUID: it comes from a label, and names a directory that will be removed.
 pub(crate) fn data_dir(root: &Path, uid: &str) -> Result<PathBuf> {
-    let is_uuid = uid.len() == 36 && uid.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
-    if !is_uuid {
+    if !is_uid(uid) {
         return Err(CliError::Invalid(format!("{uid:?} is not the uid of a pod that `crisp run` made")));
     }
     Ok(root.join("local").join(uid))
 }
 
-/// Makes the pod's directory and its volumes.
+/// Whether a directory of ours may have this name: a UUID.
+pub(crate) fn is_uid(text: &str) -> bool {
+    text.len() == 36 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
+}
+
+/// Makes the volumes below the pod's directory.
 ///
 /// # Errors
 /// Naming the volume; what was made stays for [`remove`].
