@@ -115,6 +115,7 @@ cri stopp "$pod" >/dev/null && cri rmp "$pod" >/dev/null || fail "remove the pod
 kill -TERM $daemon
 wait $daemon || fail "SIGTERM ended the daemon with $?"
 
+mkdir -p /etc/crisp
 printf '[security]\napparmor = "off"\n' >/etc/crisp/config.toml
 serve
 pod=$(cri runp /run/pod.json) || fail "runp"
@@ -126,3 +127,4 @@ cri stopp "$pod" >/dev/null && cri rmp "$pod" >/dev/null || fail "remove the pod
 kill -TERM $daemon
 wait $daemon || fail "SIGTERM ended the daemon with $?"
 ok "turned off: none, and an error for who asks"
+rm -r /etc/crisp
