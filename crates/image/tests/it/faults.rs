@@ -90,7 +90,7 @@ async fn silence_on_a_connection_leads_to_another_one() {
         _ => good,
     });
     let mut config = config();
-    config.silence_max = Duration::from_millis(200);
+    config.silence_max = Duration::from_secs(1);
     let node = Node::with(config);
     node.pull(&name).await.unwrap();
     assert_eq!(fake.log().iter().filter_map(|r| r.header("range")).collect::<Vec<_>>(), ["bytes=1000-"]);
