@@ -123,15 +123,22 @@ fn lost() -> End {
 mod tests {
     use super::*;
 
-    fn exit(status: ExitStatus, oom_killed: bool) -> Exit {
-        Exit { status, finished_at: Timestamp(9), oom_killed }
+    fn exit(status: ExitStatus) -> Exit {
+        Exit { status, finished_at: Timestamp(9), oom_killed: false }
+    }
+
+    fn after_a_kill_for_memory(status: ExitStatus) -> Exit {
+        Exit { oom_killed: true, ..exit(status) }
     }
 
     #[test]
     fn a_child_killed_for_memory_does_not_rename_a_normal_exit() {
-        assert_eq!(of_exit(exit(ExitStatus::Code(0), true)).reason, EndReason::Exited(ExitStatus::Code(0)));
         assert_eq!(
-            of_exit(exit(ExitStatus::Signal(15), true)).reason,
+            of_exit(after_a_kill_for_memory(ExitStatus::Code(0))).reason,
+            EndReason::Exited(ExitStatus::Code(0))
+        );
+        assert_eq!(
+            of_exit(after_a_kill_for_memory(ExitStatus::Signal(15))).reason,
             EndReason::Exited(ExitStatus::Signal(15))
         );
     }
@@ -139,7 +146,7 @@ mod tests {
     #[test]
     fn killed_for_memory_is_told() {
         let killed = ExitStatus::Signal(9);
-        assert_eq!(of_exit(exit(killed, true)).reason, EndReason::OomKilled(killed));
-        assert_eq!(of_exit(exit(killed, false)).reason, EndReason::Exited(killed));
+        assert_eq!(of_exit(after_a_kill_for_memory(killed)).reason, EndReason::OomKilled(killed));
+        assert_eq!(of_exit(exit(killed)).reason, EndReason::Exited(killed));
     }
 }

@@ -60,7 +60,7 @@ fn begin_or_shorten(daemon: &Arc<Daemon>, container: &Arc<Container>, grace: Dur
     *stop = Some(patience);
     drop(stop);
     let span = tracing::info_span!("stop", container_id = %container.id);
-    let work = carry_out(Arc::clone(daemon), Arc::clone(container), deadlines, grace.is_zero());
+    let work = carry_out(Arc::clone(daemon), Arc::clone(container), deadlines, grace);
     tokio::spawn(tracing::Instrument::instrument(work, span));
 }
 
@@ -68,9 +68,9 @@ async fn carry_out(
     daemon: Arc<Daemon>,
     container: Arc<Container>,
     mut deadlines: channel::Receiver<Instant>,
-    at_once: bool,
+    grace: Duration,
 ) {
-    if !at_once {
+    if !grace.is_zero() {
         ask(&daemon, &container).await;
         wait_with_patience(&container, &mut deadlines).await;
     }
