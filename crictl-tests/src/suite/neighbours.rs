@@ -1,4 +1,5 @@
-//! What hangs holds up nobody else: a plugin that waits at a gate while the daemon serves, and when it comes back.
+//! What hangs holds up nobody else, while the daemon serves and when it comes back: a plugin that waits at a gate, a volume on a file
+//! system that nobody serves.
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -26,6 +27,10 @@ tests![
     half_made_pods_go_while_the_daemon_serves,
     #[options(gated)]
     a_network_that_changed_is_told,
+    #[options(few_threads)]
+    volumes_on_a_dead_file_system_hold_up_nobody_else,
+    #[options(few_threads)]
+    half_made_containers_go_while_the_daemon_serves,
 ];
 
 /// Threads for each kind of work in the daemons of these tests.
@@ -62,9 +67,12 @@ fn gated() -> Options {
         warm: Warm::Cold,
         cni: Some(format!(r#"{{"cniVersion": "1.0.0", "name": "guarded", "plugins": [{plugin}]}}"#)),
         cni_more: "plugin_timeout = \"10m\"".into(),
-        more: format!("\n[limits]\nblocking_threads = {THREADS}"),
-        ..Options::default()
+        ..few_threads()
     }
+}
+
+fn few_threads() -> Options {
+    Options { more: format!("\n[limits]\nblocking_threads = {THREADS}"), ..Options::default() }
 }
 
 /// Puts the plugin there and uses everything once.
@@ -289,4 +297,145 @@ fn a_network_that_changed_is_told(node: &mut Node, _: &mut Registry) -> Result<(
 fn network_problem(node: &Node, pod: &Pod) -> Result<Option<String>> {
     let inspected = node.crictl_json(&["inspectp", &pod.id])?;
     Ok(inspected["info"]["networkProblem"].as_str().map(str::to_owned))
+}
+
+/// A file system in user space whose server never answers.
+#[derive(Debug)]
+struct Dead {
+    server: Option<File>,
+    path: PathBuf,
+}
+
+impl Dead {
+    fn mount(node: &Node) -> Result<Self> {
+        let path = node.dir().join("dead");
+        fs::create_dir(&path)?;
+        let server = File::options().read(true).write(true).open("/dev/fuse")?;
+        let options = "fd=0,rootmode=40000,user_id=0,group_id=0";
+        let mut mount = Command::new("mount");
+        mount.args(["-i", "-t", "fuse", "-o", options, "dead"]).arg(&path);
+        run(mount.stdin(server.try_clone()?))?;
+        Ok(Self { server: Some(server), path })
+    }
+
+    /// From now on whoever uses it, or waits for it, gets an error.
+    fn end(&mut self) {
+        self.server = None;
+    }
+}
+
+impl Drop for Dead {
+    fn drop(&mut self) {
+        drop(run(Command::new("umount").arg("-l").arg(&self.path)));
+    }
+}
+
+/// A container that needs something on the dead file system.
+fn container_on(node: &Node, dead: &Dead, name: &str) -> cri::ContainerConfig {
+    let host_path = dead.path.join("data").display().to_string();
+    let mount = cri::Mount { container_path: "/data".into(), host_path, ..Default::default() };
+    cri::ContainerConfig { mounts: vec![mount], ..node.container(name, &["sleep", "1000"]) }
+}
+
+fn create(pod: &Pod, config: cri::ContainerConfig) -> cri::CreateContainerRequest {
+    cri::CreateContainerRequest {
+        pod_sandbox_id: pod.id.clone(),
+        config: Some(config),
+        sandbox_config: Some(pod.config.clone()),
+    }
+}
+
+/// Creates containers that hang; when all threads are busy with them, runs `meanwhile`, and then gives the answers.
+fn while_volumes_hang(
+    node: &mut Node,
+    dead: &mut Dead,
+    pod: &Pod,
+    meanwhile: impl FnOnce(&mut Node) -> Result<()>,
+) -> Result<Vec<Result<String, tonic::Status>>> {
+    let requests: Vec<_> =
+        (0..HUNG).map(|number| create(pod, container_on(node, dead, &format!("hung-{number}")))).collect();
+    let late = create(pod, container_on(node, dead, "late"));
+    let other = Cri::new(&node.socket())?;
+    std::thread::scope(|scope| {
+        let calls = scope.spawn(|| {
+            let create = |request| {
+                let mut client = other.client();
+                async move { Ok(client.create_container(request).await?.into_inner().container_id) }
+            };
+            other.together(async { join_all(requests.into_iter().map(create)).await })
+        });
+        eventually(SOON, || {
+            let mut call = Request::new(late.clone());
+            call.set_timeout(Duration::from_secs(1));
+            let refused = node.cri.runtime(|mut c| async move { c.create_container(call).await });
+            let refused = refused.err().context("there is no thread for it")?;
+            let reason = format!("all {THREADS} threads for making containers' files are busy");
+            ensure!(
+                refused.code() == Code::DeadlineExceeded && refused.message().contains(&reason),
+                "{refused}"
+            );
+            Ok(())
+        })?;
+        let done = meanwhile(node);
+        // Whatever went wrong: the calls end.
+        dead.end();
+        let answers = calls.join().map_err(|_panicked| anyhow::anyhow!("the calls panicked"))?;
+        done.map(|()| answers)
+    })
+}
+
+fn volumes_on_a_dead_file_system_hold_up_nobody_else(node: &mut Node, _: &mut Registry) -> Result<()> {
+    let (stays, worker) = node.one("stays", &["sleep", "1000"])?;
+    let mut dead = Dead::mount(node)?;
+    let answers = while_volumes_hang(node, &mut dead, &stays, |node| {
+        same("of a container that runs", &node.exec(&worker, &["echo", "on"])?.as_str(), &"on\n")?;
+        same("containers", &node.cri.containers()?.len(), &1)?;
+        node.crictl(&["stats"])?;
+        for number in 0..=THREADS {
+            let pod = node.run(node.pod(&format!("beside-{number}")))?;
+            node.cri.stop_pod(&pod.id)?;
+            node.cri.remove_pod(&pod.id)?;
+        }
+        node.cri.stop(&worker, 0)?;
+        Ok(node.cri.remove(&worker)?)
+    })?;
+    for answer in answers {
+        let refused = answer.err().context("its volume is dead")?;
+        ensure!(refused.message().contains("not connected"), "{refused}");
+    }
+    // The one that nobody waited for has failed as well.
+    eventually(SOON, || same("containers", &files(node, "state/containers")?.len(), &0))?;
+    node.launch(&stays, &node.container("hung-0", &["sleep", "1000"]))?;
+    Ok(())
+}
+
+fn half_made_containers_go_while_the_daemon_serves(node: &mut Node, _: &mut Registry) -> Result<()> {
+    let (stays, worker) = node.one("stays", &["sleep", "1000"])?;
+    let mut dead = Dead::mount(node)?;
+    let answers = while_volumes_hang(node, &mut dead, &stays, |node| {
+        node.signal_daemon(Signal::KILL)?;
+        ensure!(files(node, "state/containers")?.len() > HUNG, "half-made containers are left");
+        node.start_daemon()?;
+        node.exec(&worker, &["true"])?;
+        same("containers", &node.cri.containers()?.len(), &1)?;
+        // The same one again, at once.
+        let again = node.launch(&stays, &node.container("hung-0", &["sleep", "1000"]))?;
+        let mut known = vec![worker.clone(), again];
+        known.sort();
+        for folder in ["state/containers", "root/containers"] {
+            eventually(SOON, || same(folder, &files(node, folder)?, &known))?;
+        }
+        Ok(())
+    })?;
+    ensure!(answers.iter().all(Result::is_err), "{answers:?}");
+    Ok(())
+}
+
+/// The names in a folder of the node.
+fn files(node: &Node, folder: &str) -> Result<Vec<String>> {
+    let entries = fs::read_dir(node.dir().join(folder))?;
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let mut names = names.collect::<Result<Vec<_>>>()?;
+    names.sort();
+    Ok(names)
 }
