@@ -10,6 +10,7 @@ pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Cloneable, because everybody who joined a job gets the same one.
 #[derive(Debug, Clone, thiserror::Error)]
+#[expect(clippy::error_impl_error, reason = "the one error of this program")]
 pub(crate) enum Error {
     #[error("{what} {id:?} not found")]
     NotFound { what: &'static str, id: String },

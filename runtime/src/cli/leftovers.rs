@@ -115,7 +115,7 @@ mod tests {
         std::fs::create_dir(local.join("not of ours")).unwrap();
         assert!(found().is_empty());
         drop(first);
-        assert_eq!(found(), [one.clone()]);
+        assert_eq!(found(), std::slice::from_ref(&one));
         assert!(claim(&one).is_err(), "a uid is used once");
         let another_search = unclaimed(&local).unwrap();
         assert!(found().is_empty(), "the other one has it");
