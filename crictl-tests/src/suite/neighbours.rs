@@ -244,7 +244,7 @@ fn half_made_pods_go_while_the_daemon_serves(node: &mut Node, _: &mut Registry) 
     node.start_daemon()?;
     wait_until_came(node, "DEL", 2)?;
     drop(gate);
-    eventually(SOON, || Ok(node.run(other.clone())?))?;
+    eventually(SOON, || node.run(other.clone()))?;
     let folder = node.dir().join("state/pods").join(&id);
     eventually(SOON, || {
         ensure!(!folder.exists(), "{} is left", folder.display());
