@@ -14,6 +14,7 @@ use crate::registry::Registry;
 tests![
     runs_the_example_to_its_end,
     runs_lists_shows_and_stops_a_detached_pod,
+    removes_what_forgotten_pods_left,
     exits_as_the_container_does,
     checks_this_machine,
     prints_a_configuration_that_it_accepts,
@@ -59,6 +60,19 @@ fn runs_lists_shows_and_stops_a_detached_pod(node: &mut Node, _: &mut Registry) 
     Ok(())
 }
 
+/// What a pod of before a reboot left on the disk goes with the next run; a live pod's stays.
+fn removes_what_forgotten_pods_left(node: &mut Node, _: &mut Registry) -> Result<()> {
+    node.crisp(&["run", "--detach", &manifest(node, "stays", "sleep 1000")?])?;
+    let local = node.dir().join("root/local");
+    let left = local.join("00000000-1111-4222-8333-444444444444");
+    fs::create_dir_all(left.join("volumes/v"))?;
+    node.crisp(&["run", &manifest(node, "ends", "true")?])?;
+    ensure!(!left.exists(), "{} is there", left.display());
+    same("directories of live pods", &fs::read_dir(&local)?.count(), &1)?;
+    node.crisp(&["stop", "--all"])?;
+    same("directories", &fs::read_dir(&local)?.count(), &0)
+}
+
 fn exits_as_the_container_does(node: &mut Node, _: &mut Registry) -> Result<()> {
     let file = manifest(node, "fails", "echo on its way; exit 17")?;
     let crisp = paths::binaries().join("crisp");
@@ -72,6 +86,23 @@ fn exits_as_the_container_does(node: &mut Node, _: &mut Registry) -> Result<()> 
 fn checks_this_machine(node: &mut Node, _: &mut Registry) -> Result<()> {
     let printed = node.crisp(&["check"])?;
     ensure!(printed.lines().count() > 5 && printed.contains("overlay"), "{printed}");
+    // The plugin of the first file is nowhere, which keeps pods from running; a later file is only told of.
+    let list = |name: &str| {
+        format!(r#"{{"cniVersion": "1.0.0", "name": "{name}", "plugins": [{{"type": "no-such-plugin"}}]}}"#)
+    };
+    let (config, conf_dir) = (node.dir().join("check.toml"), node.dir().join("check-cni"));
+    fs::create_dir(&conf_dir)?;
+    fs::write(conf_dir.join("10-first.conflist"), list("first"))?;
+    fs::write(conf_dir.join("20-later.conflist"), list("later"))?;
+    fs::write(&config, format!("[cni]\nconf_dir = {conf_dir:?}\n"))?;
+    let crisp = paths::binaries().join("crisp");
+    let done = Command::new(crisp).args(["check", "--config"]).arg(&config).output()?;
+    same("exit code", &done.status.code(), &Some(1))?;
+    let printed = String::from_utf8_lossy(&done.stdout).into_owned();
+    let line = |file: &str| printed.lines().find(|line| line.contains(file)).unwrap_or_default();
+    let (first, later) = (line("10-first"), line("20-later"));
+    ensure!(first.starts_with("FAIL") && first.contains("needs no-such-plugin"), "{printed}");
+    ensure!(later.starts_with("warn") && later.contains("is not used"), "{printed}");
     Ok(())
 }
 
