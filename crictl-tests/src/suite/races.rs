@@ -1,21 +1,36 @@
 //! Calls that meet each other on one object: whichever comes first, nothing is left of what was removed.
-use anyhow::{Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
 use crisp_proto::cri;
-use tonic::Code;
+use rustix::process::Signal;
+use tonic::{Code, Status};
 
 use super::tests;
-use crate::node::{Node, same};
+use crate::eventually::pause;
+use crate::node::{BUSYBOX, Node, same};
 use crate::registry::Registry;
 
-tests![a_removal_meets_a_start, removals_and_updates_meet];
+tests![
+    a_removal_meets_a_start,
+    removals_and_updates_meet,
+    a_creation_meets_the_removal_of_its_pod,
+    a_pull_a_removal_and_a_creation_meet,
+    a_daemon_killed_anywhere_leaves_nothing,
+];
+
+type Client = cri::runtime_service_client::RuntimeServiceClient<tonic::transport::Channel>;
 
 /// Rounds of a race: each order of two steps comes up in some.
 const ROUNDS: usize = 100;
 
+/// The same where a round has more to do.
+const POD_ROUNDS: usize = 30;
+
 /// What may be said of a container that is being removed.
 const TOO_LATE: [Code; 2] = [Code::NotFound, Code::FailedPrecondition];
 
-fn too_late<T>(what: &str, answer: Result<T, tonic::Status>) -> Result<()> {
+fn too_late<T>(what: &str, answer: Result<T, Status>) -> Result<()> {
     let late = answer.as_ref().err().is_none_or(|status| TOO_LATE.contains(&status.code()));
     ensure!(late, "{what}: {:?}", answer.err());
     Ok(())
@@ -79,4 +94,137 @@ fn removals_and_updates_meet(node: &mut Node, _: &mut Registry) -> Result<()> {
         same("containers", &node.cri.containers()?.len(), &0)?;
     }
     node.check_leaks()
+}
+
+fn a_creation_meets_the_removal_of_its_pod(node: &mut Node, _: &mut Registry) -> Result<()> {
+    for round in 0..POD_ROUNDS {
+        let pod = node.run(node.pod("races"))?;
+        let create = cri::CreateContainerRequest {
+            pod_sandbox_id: pod.id.clone(),
+            config: Some(node.container("c", &["sleep", "1000"])),
+            sandbox_config: Some(pod.config.clone()),
+        };
+        let remove = cri::RemovePodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+        let (mut creator, mut remover, mut other) = (node.cri.client(), node.cri.client(), node.cri.client());
+        let again = remove.clone();
+        let (created, removed, again) = node.cri.together(async {
+            let created = tokio::spawn(async move { creator.create_container(create).await });
+            for _ in 0..round * 40 {
+                tokio::task::yield_now().await;
+            }
+            let (removed, again) =
+                tokio::join!(remover.remove_pod_sandbox(remove), other.remove_pod_sandbox(again));
+            (created.await, removed, again)
+        });
+        removed?;
+        again?;
+        too_late("create", created?)?;
+        same("pods", &node.cri.pods()?.len(), &0)?;
+        same("containers", &node.cri.containers()?.len(), &0)?;
+    }
+    node.check_leaks()
+}
+
+/// Whoever got a container has its image whole.
+fn a_pull_a_removal_and_a_creation_meet(node: &mut Node, _: &mut Registry) -> Result<()> {
+    let pod = node.run(node.pod("races"))?;
+    let image = cri::ImageSpec { image: BUSYBOX.to_owned(), ..Default::default() };
+    let mut made = 0;
+    for round in 0..POD_ROUNDS {
+        let mut config = node.container("c", &["sh", "-c", "exit 9"]);
+        config.metadata.get_or_insert_default().attempt = u32::try_from(round)?;
+        let create = cri::CreateContainerRequest {
+            pod_sandbox_id: pod.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(pod.config.clone()),
+        };
+        let pull = cri::PullImageRequest { image: Some(image.clone()), ..Default::default() };
+        let remove = cri::RemoveImageRequest { image: Some(image.clone()) };
+        let (mut puller, mut remover) = (node.cri.image_client(), node.cri.image_client());
+        let mut creator = node.cri.client();
+        let (pulled, removed, created) = node.cri.together(async {
+            let pulled = tokio::spawn(async move { puller.pull_image(pull).await });
+            let removed = tokio::spawn(async move { remover.remove_image(remove).await });
+            for _ in 0..round * 40 {
+                tokio::task::yield_now().await;
+            }
+            let created = creator.create_container(create).await;
+            (pulled.await, removed.await, created)
+        });
+        pulled??;
+        removed??;
+        match created {
+            Ok(created) => {
+                let id = created.into_inner().container_id;
+                node.cri.start(&id)?;
+                same("exit code", &node.wait_exit(&id)?.exit_code, &9)?;
+                node.cri.remove(&id)?;
+                made += 1;
+            }
+            Err(status) => same("create", &status.code(), &Code::NotFound)?,
+        }
+        node.cri.pull(BUSYBOX)?;
+    }
+    crate::say!("  {made} of {POD_ROUNDS} containers");
+    Ok(())
+}
+
+/// A pod's whole life; it ends where the daemon does.
+async fn live(
+    mut client: Client,
+    pod: cri::PodSandboxConfig,
+    config: cri::ContainerConfig,
+) -> Result<(), Status> {
+    loop {
+        let run = cri::RunPodSandboxRequest { config: Some(pod.clone()), ..Default::default() };
+        let pod_sandbox_id = client.run_pod_sandbox(run).await?.into_inner().pod_sandbox_id;
+        let create = cri::CreateContainerRequest {
+            pod_sandbox_id: pod_sandbox_id.clone(),
+            config: Some(config.clone()),
+            sandbox_config: Some(pod.clone()),
+        };
+        let container_id = client.create_container(create).await?.into_inner().container_id;
+        client.start_container(cri::StartContainerRequest { container_id: container_id.clone() }).await?;
+        client.remove_container(cri::RemoveContainerRequest { container_id }).await?;
+        client
+            .stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() })
+            .await?;
+        client.remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id }).await?;
+    }
+}
+
+fn a_daemon_killed_anywhere_leaves_nothing(node: &mut Node, _: &mut Registry) -> Result<()> {
+    node.rebase()?;
+    for round in 0..POD_ROUNDS {
+        let lives: Vec<_> = (0..3)
+            .map(|number| {
+                let (pod, config) =
+                    (node.pod(&format!("k{number}")), node.container("c", &["sleep", "1000"]));
+                (node.cri.client(), pod, config)
+            })
+            .collect();
+        let running = node.cri.together(async {
+            lives
+                .into_iter()
+                .map(|(client, pod, config)| tokio::spawn(live(client, pod, config)))
+                .collect::<Vec<_>>()
+        });
+        // No two rounds end at the same step.
+        pause(Duration::from_millis(20 + u64::try_from(round)? * 7));
+        node.signal_daemon(Signal::KILL)?;
+        for life in running {
+            let ended = node.cri.together(life)?;
+            ensure!(ended.is_err(), "it goes on without a daemon");
+        }
+        node.start_daemon()?;
+        // What was half-made is free at once.
+        let again = node.run(node.pod("k0")).or_else(|_| {
+            node.remove_all()?;
+            node.run(node.pod("k0"))
+        })?;
+        node.launch(&again, &node.container("c", &["sleep", "1000"]))?;
+        node.remove_all()?;
+        node.check_leaks().with_context(|| format!("round {round}"))?;
+    }
+    Ok(())
 }
