@@ -82,6 +82,7 @@ pub(crate) fn check(config_file: Option<&Path>, address: &Path) -> Result<ExitCo
     node::look(&config, address).into_iter().try_for_each(&mut tell)?;
     let failed = findings.iter().filter(|level| **level == Level::Fail).count();
     if failed == 0 {
+        output::err_line("crisp: this machine can run pods")?;
         return Ok(ExitCode::SUCCESS);
     }
     let plural = if failed == 1 { "thing keeps" } else { "things keep" };

@@ -227,7 +227,7 @@ enum ImageCommand {
         /// Name with tag or digest.
         image: String,
         /// User for the registry.
-        #[arg(long, requires = "password_stdin")]
+        #[arg(long, requires = "password_stdin", value_name = "NAME")]
         username: Option<String>,
         /// Read the password from the first line of stdin.
         #[arg(long, requires = "username")]
