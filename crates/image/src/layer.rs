@@ -25,6 +25,7 @@ use crate::error::{ImageError, Result, chain};
 use crate::job::{Job, Jobs};
 use crate::manifest::Descriptor;
 use crate::registry::{Download, Failed, Meter, Piece, Session};
+use crate::threads;
 
 /// Pieces between the download and the thread that unpacks, each of a few to some hundred KiB.
 const PIECES_MAX: usize = 16;
@@ -158,7 +159,7 @@ impl Maker {
         let (maker, name, id, below) =
             (Arc::clone(&self), work.wanted.name.clone(), work.id.clone(), work.below.clone());
         let commit = move || maker.layers.commit_all(maker.run_from(id, staged), below.as_ref());
-        let committed = tokio::task::spawn_blocking(commit).await;
+        let committed = threads::run(commit).await;
         let committed = committed.map_err(|_error| ImageError::Cancelled { subject: subject() })?;
         committed.map(|_| ()).map_err(|source| ImageError::Layer { layer: name, source })
     }
@@ -230,7 +231,7 @@ impl Maker {
         let (sink, pieces) = mpsc::channel(PIECES_MAX);
         let layers = self.layers.clone();
         let limits = limits(descriptor.size);
-        let unpack = tokio::task::spawn_blocking(move || unpack(PieceReader::new(pieces), &layers, &limits));
+        let unpack = threads::run(move || unpack(PieceReader::new(pieces), &layers, &limits));
         let meter = Meter::default();
         let total = descriptor.size;
         let progress = |done| report_progress(report, done, total);
@@ -264,7 +265,7 @@ impl Maker {
 
     async fn stage_from_file(&self, work: &Work, blob: Blob, digest: Option<Digest>) -> Result<StagedLayer> {
         let (layers, report, name) = (self.layers.clone(), work.report.clone(), work.wanted.name.clone());
-        let staged = tokio::task::spawn_blocking(move || {
+        let staged = threads::run(move || {
             let total = blob.len();
             let limits = limits(total);
             let hashed =

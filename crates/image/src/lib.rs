@@ -30,6 +30,7 @@ mod pull;
 mod reference;
 mod registry;
 mod store;
+mod threads;
 
 pub use auth::{Auth, AuthFields};
 pub use config::{PROGRESS_BYTES_MIN, ProxySource, RegistryConfig};

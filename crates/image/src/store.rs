@@ -19,7 +19,7 @@ use crate::pins::{LayerPin, Pins};
 use crate::platform::Platform;
 use crate::reference::{ImageRef, Target};
 use crate::registry::Registry;
-use crate::{import, pull};
+use crate::{import, pull, threads};
 
 const DIRECTORY: &str = "images";
 
@@ -66,7 +66,7 @@ impl Inner {
         work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (inner, span) = (Arc::clone(self), Span::current());
-        let done = tokio::task::spawn_blocking(move || span.in_scope(|| work(&inner))).await;
+        let done = threads::run(move || span.in_scope(|| work(&inner))).await;
         done.map_err(|_error| ImageError::Cancelled { subject: label.to_string() })?
     }
 }
