@@ -36,12 +36,38 @@ impl ManifestError {
     }
 }
 
-/// Reads one Pod manifest. YAML, and so JSON.
+/// What a document says it is.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Head {
+    api_version: String,
+    kind: String,
+}
+
+/// Reads one Pod manifest. YAML, and so JSON. What is no Pod is told so before its fields are looked at.
 ///
 /// # Errors
-/// [`ManifestError::Syntax`].
+/// [`ManifestError::Syntax`]; [`ManifestError::Field`] for another kind.
 fn parse(text: &str) -> Result<types::Pod, ManifestError> {
-    serde_saphyr::from_str(text).map_err(|error| ManifestError::Syntax(error.to_string()))
+    let Head { api_version, kind } = serde_saphyr::from_str(text).map_err(syntax)?;
+    match (api_version.as_str(), kind.as_str()) {
+        ("v1", "Pod") => serde_saphyr::from_str(text).map_err(syntax),
+        ("", _) | (_, "") => Err(ManifestError::Syntax("apiVersion and kind are missing".to_owned())),
+        _ => {
+            let found = format!("this is {api_version} {kind}; `crisp run` runs a Pod of apiVersion v1");
+            Err(ManifestError::field("kind", found))
+        }
+    }
+}
+
+fn syntax(error: serde_saphyr::Error) -> ManifestError {
+    // The part of the text that the parser would show repeats its message.
+    match error.without_snippet() {
+        serde_saphyr::Error::MultipleDocuments { .. } => {
+            ManifestError::Syntax("there are multiple documents (---): give them one by one".to_owned())
+        }
+        error => ManifestError::Syntax(error.to_string()),
+    }
 }
 
 impl Plan {

@@ -81,7 +81,7 @@ pub(super) fn plan_container(
 ) -> Result<PlannedContainer, ManifestError> {
     check(container, field)?;
     if container.stdin {
-        warnings.push(format!("{field}.stdin: nothing can be connected to it yet; it stays open and silent"));
+        warnings.push(format!("{field}.stdin: `crisp` connects nothing to it; `crictl attach -i` does"));
     }
     let security = container.security_context.clone().unwrap_or_default();
     let config = cri::ContainerConfig {

@@ -122,11 +122,6 @@ fn plan_list(
 }
 
 fn check_pod(pod: &Pod) -> Result<(), ManifestError> {
-    if pod.kind != "Pod" || pod.api_version != "v1" {
-        let found =
-            format!("this is {} {}; `crisp run` runs a Pod of apiVersion v1", pod.api_version, pod.kind);
-        return Err(ManifestError::field("kind", found));
-    }
     check_pod_name(&pod.metadata.name)?;
     if let Some(namespace) = &pod.metadata.namespace {
         check_name("metadata.namespace", namespace, NAME_BYTES_MAX)?;
@@ -143,7 +138,10 @@ fn check_pod(pod: &Pod) -> Result<(), ManifestError> {
         }
     }
     if pod.spec.host_users == Some(false) {
-        return Err(ManifestError::field("spec.hostUsers", "user namespaces are not supported yet"));
+        return Err(ManifestError::field(
+            "spec.hostUsers",
+            "user namespaces of pods take a kubelet, which shares out the ids",
+        ));
     }
     if pod.spec.share_process_namespace && pod.spec.host_pid {
         return Err(ManifestError::field("spec.shareProcessNamespace", "cannot be combined with hostPID"));

@@ -182,6 +182,11 @@ fn privileged_containers_have_nothing_masked() {
 fn refusals_name_the_field() {
     let table = [
         (pod("", "").replace("kind: Pod", "kind: Deployment"), "kind: this is v1 Deployment"),
+        (
+            "apiVersion: apps/v1\nkind: Deployment\nspec: {replicas: 2}".to_owned(),
+            "kind: this is apps/v1 Deployment; `crisp run` runs",
+        ),
+        ("metadata: {name: x}".to_owned(), "apiVersion and kind are missing"),
         (pod("", "").replace("web", "Web_1"), "metadata.name: \"Web_1\" is not a name"),
         (pod("nodeNaem: x", ""), "nodeNaem"),
         (pod("", "imagePullPolcy: Always"), "imagePullPolcy"),
@@ -254,4 +259,5 @@ fn a_typing_error_is_shown_with_its_line() {
     let text = pod("", "imagePullPolcy: Always");
     let message = Plan::from_text(&text, &host()).unwrap_err().to_string();
     assert!(message.contains("line 8"), "{message}");
+    assert_eq!(message.matches("imagePullPolcy").count(), 1, "told once: {message}");
 }

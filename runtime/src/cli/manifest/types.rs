@@ -25,7 +25,9 @@ type Ignored = Option<Present>;
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Pod {
+    #[expect(dead_code, reason = "read before the rest")]
     pub(crate) api_version: String,
+    #[expect(dead_code, reason = "read before the rest")]
     pub(crate) kind: String,
     pub(crate) metadata: Metadata,
     pub(crate) spec: Spec,
