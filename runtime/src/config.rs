@@ -214,7 +214,7 @@ pub(crate) struct Registry {
 /// Bounds that an operator may move.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Limits {
-    /// Threads of the blocking pool, 4–1024.
+    /// Threads for each kind of blocking work, 4–1024.
     pub(crate) blocking_threads: usize,
     /// Soft limit of open files that a container's processes get.
     pub(crate) open_files_soft: u64,
