@@ -111,7 +111,7 @@ pub(crate) fn pod(daemon: &Daemon, pod: &Pod) -> Result<Info> {
         },
         "config": serde_json::to_value(&*record.config).map_err(encoding)?,
         "runtimeSpec": { "linux": { "namespaces": namespaces, "cgroupsPath": record.cgroup.path() } },
-        "networkProblem": pod.network_problem(),
+        "networkCheck": pod.network_check(),
         "cniResult": attachment.map(|attachment| attachment.result),
         "overhead": serde_json::to_value(&record.overhead).map_err(encoding)?,
         "resources": serde_json::to_value(&record.resources).map_err(encoding)?,

@@ -32,6 +32,7 @@ use crate::dirs::PodDir;
 use crate::error::{Doing as _, Error, Result};
 use crate::index::Indexed;
 use crate::supervisor::SupervisorClient;
+use check::NetworkCheck;
 use state::{PodEvent, PodState};
 
 /// Version of [`PodRecord`] on disk.
@@ -110,8 +111,8 @@ pub(crate) struct Pod {
     layers: Mutex<Vec<crisp_image::LayerPin>>,
     /// Serialises the start of the PID 1.
     pub(crate) init: tokio::sync::Mutex<()>,
-    /// What is wrong with the pod's network; `None` when nothing is known to be.
-    network_problem: Mutex<Option<String>>,
+    /// How the pod's network was found after the daemon's start.
+    network_check: Mutex<NetworkCheck>,
     /// Whether a client got the id. A pod whose creator hung up stays invisible until a retry claims it.
     claimed: AtomicBool,
 }
@@ -130,7 +131,7 @@ impl Pod {
             volumes: Mutex::new(()),
             layers: Mutex::new(Vec::new()),
             init: tokio::sync::Mutex::new(()),
-            network_problem: Mutex::default(),
+            network_check: Mutex::default(),
             claimed: AtomicBool::new(false),
         }
     }
@@ -224,13 +225,12 @@ impl Pod {
         *self.netlink.lock().unwrap_or_else(PoisonError::into_inner) = socket.map(Arc::new);
     }
 
-    /// What the look at the pod's network after the daemon's start has found.
-    pub(crate) fn network_problem(&self) -> Option<String> {
-        self.network_problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(crate) fn network_check(&self) -> NetworkCheck {
+        self.network_check.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn set_network_problem(&self, problem: Option<String>) {
-        *self.network_problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    pub(crate) fn set_network_check(&self, check: NetworkCheck) {
+        *self.network_check.lock().unwrap_or_else(PoisonError::into_inner) = check;
     }
 
     /// Keeps the layers of an image volume until [`Pod::drop_layers`].
