@@ -21,7 +21,7 @@ mod stop;
 mod ui;
 mod volumes;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -383,19 +383,36 @@ fn completions(args: &CompletionsArgs) -> Result<ExitCode> {
 }
 
 fn man(args: &ManArgs) -> Result<ExitCode> {
+    // `crisp help` has no page of its own.
+    let mut command = definition().disable_help_subcommand(true);
+    command.build();
     match &args.dir {
         Some(dir) => std::fs::create_dir_all(dir)
-            .and_then(|()| clap_mangen::generate_to(definition(), dir))
+            .and_then(|()| write_pages(&command, dir))
             .map_err(CliError::io(format!("write manual pages to {}", dir.display())))?,
-        None => {
-            let mut page = Vec::new();
-            clap_mangen::Man::new(definition())
-                .render(&mut page)
-                .map_err(CliError::io("write the manual page"))?;
-            output::bytes(&page)?;
-        }
+        None => output::bytes(&page(&command).map_err(CliError::io("write the manual page"))?.1)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The page of a command and those of its subcommands.
+fn write_pages(command: &clap::Command, dir: &Path) -> std::io::Result<()> {
+    let (name, text) = page(command)?;
+    std::fs::write(dir.join(name), text)?;
+    command.get_subcommands().try_for_each(|below| write_pages(below, dir))
+}
+
+/// File name and text.
+fn page(command: &clap::Command) -> std::io::Result<(String, Vec<u8>)> {
+    let page = clap_mangen::Man::new(command.clone());
+    let mut text = Vec::new();
+    page.render(&mut text)?;
+    let text = String::from_utf8_lossy(&text);
+    // What stands behind the options has no better name in the generator.
+    Ok((
+        page.get_filename(),
+        text.replace("\n.SH EXTRA\n", "\n.SH EXAMPLES\n").replace("\nExamples:\n", "\n").into_bytes(),
+    ))
 }
 
 #[cfg(test)]
@@ -444,6 +461,20 @@ mod tests {
         ] {
             parse(line).unwrap_or_else(|error| panic!("crisp {line}: {error}"));
         }
+    }
+
+    #[test]
+    fn there_is_a_page_for_every_command() {
+        let dir = tempfile::tempdir().unwrap();
+        man(&ManArgs { dir: Some(dir.path().to_owned()) }).unwrap();
+        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        assert!(read("crisp-image-pull.1").contains("password"));
+        let crisp = read("crisp.1");
+        assert!(crisp.contains(".SH EXAMPLES") && crisp.contains("can this machine run pods?"), "{crisp}");
+        assert!(
+            !crisp.contains("EXTRA") && !crisp.contains("Examples:") && !crisp.contains("help(1)"),
+            "{crisp}"
+        );
     }
 
     #[test]
