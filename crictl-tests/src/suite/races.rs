@@ -7,8 +7,8 @@ use rustix::process::Signal;
 use tonic::{Code, Status};
 
 use super::tests;
-use crate::eventually::pause;
-use crate::node::{BUSYBOX, Node, same};
+use crate::eventually::{Seconds, eventually, pause};
+use crate::node::{BUSYBOX, Node, Options, Warm, same};
 use crate::registry::Registry;
 
 tests![
@@ -17,6 +17,8 @@ tests![
     a_creation_meets_the_removal_of_its_pod,
     a_pull_a_removal_and_a_creation_meet,
     a_daemon_killed_anywhere_leaves_nothing,
+    #[options(bare)]
+    a_daemon_killed_in_a_pull_leaves_no_half_image,
 ];
 
 type Client = cri::runtime_service_client::RuntimeServiceClient<tonic::transport::Channel>;
@@ -225,6 +227,47 @@ fn a_daemon_killed_anywhere_leaves_nothing(node: &mut Node, _: &mut Registry) ->
         node.launch(&again, &node.container("c", &["sleep", "1000"]))?;
         node.remove_all()?;
         node.check_leaks().with_context(|| format!("round {round}"))?;
+    }
+    Ok(())
+}
+
+fn bare() -> Options {
+    Options { warm: Warm::Pod, ..Options::default() }
+}
+
+/// What is left of images and layers on the disk.
+fn stored(node: &Node) -> Result<Vec<std::path::PathBuf>> {
+    let mut found = Vec::new();
+    for folder in ["images", "layers", "layers/.staging", "layers/.removed"] {
+        for entry in std::fs::read_dir(node.dir().join("root").join(folder))? {
+            found.push(entry?.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn a_daemon_killed_in_a_pull_leaves_no_half_image(node: &mut Node, _: &mut Registry) -> Result<()> {
+    let nothing = stored(node)?;
+    for round in 0..POD_ROUNDS {
+        let image = Some(cri::ImageSpec { image: BUSYBOX.to_owned(), ..Default::default() });
+        let mut client = node.cri.image_client();
+        let pull = cri::PullImageRequest { image, ..Default::default() };
+        let pulling = node.cri.together(async { tokio::spawn(async move { client.pull_image(pull).await }) });
+        // No two rounds end at the same step.
+        pause(Duration::from_millis(u64::try_from(round)? * 3));
+        node.signal_daemon(Signal::KILL)?;
+        let pulled = node.cri.together(pulling)?.is_ok();
+        node.start_daemon()?;
+        let images = node.cri.images()?.len();
+        ensure!(images == 1 || (images == 0 && !pulled), "{images} images, pulled: {pulled}");
+        node.cri.pull(BUSYBOX)?;
+        let pod = node.run(node.pod("whole"))?;
+        same("printed", &node.printed(&pod, &node.container("c", &["echo", "whole"]))?.as_str(), &"whole")?;
+        node.remove_all()?;
+        node.cri.remove_image(BUSYBOX)?;
+        eventually(Seconds(20), || same("stored", &stored(node)?, &nothing))
+            .with_context(|| format!("round {round}"))?;
     }
     Ok(())
 }
