@@ -18,6 +18,26 @@ use crisp_sys::userns::{IdMap, RANGES_MAX};
 use crate::error::{Doing as _, Error, Result};
 use crate::pod::userns;
 
+/// The kernel that has `mount_setattr`, which recursive read-only mounts need.
+const MOUNT_SETATTR_SINCE: (u32, u32) = (5, 12);
+
+/// Whether a kernel of this version can make a mount read-only with those below it.
+pub(crate) fn has_recursive_read_only(kernel: Option<(u32, u32)>) -> bool {
+    kernel >= Some(MOUNT_SETATTR_SINCE)
+}
+
+/// Refuses what a kernel of this version cannot do, by the token that kubelets know.
+///
+/// # Errors
+/// [`Error::Unimplemented`].
+pub(crate) fn check_kernel(config: Option<&cri::ContainerConfig>, kernel: Option<(u32, u32)>) -> Result<()> {
+    let asked = config.is_some_and(|config| config.mounts.iter().any(|mount| mount.recursive_read_only));
+    if asked && !has_recursive_read_only(kernel) {
+        return Err(Error::Unimplemented("RROUnsupported: a recursive read-only mount before Linux 5.12"));
+    }
+    Ok(())
+}
+
 /// What a container is to be.
 ///
 /// # Errors

@@ -277,3 +277,15 @@ fn every_signal_of_cri_is_a_signal_of_the_kernel() {
     assert_eq!(kind(stop_signal(66)), Some(ErrorKind::Invalid));
     assert_eq!(kind(stop_signal(-1)), Some(ErrorKind::Invalid));
 }
+
+#[test]
+fn an_old_kernel_makes_no_recursive_read_only_mount() {
+    let mount = cri::Mount { readonly: true, recursive_read_only: true, ..cri::Mount::default() };
+    let config = cri::ContainerConfig { mounts: vec![mount], ..cri::ContainerConfig::default() };
+    assert!(check_kernel(Some(&config), Some((5, 12))).is_ok());
+    assert!(check_kernel(Some(&cri::ContainerConfig::default()), None).is_ok());
+    for kernel in [None, Some((5, 11)), Some((4, 19))] {
+        let error = check_kernel(Some(&config), kernel).unwrap_err();
+        assert!(error.to_string().starts_with("RROUnsupported: "), "{error}");
+    }
+}

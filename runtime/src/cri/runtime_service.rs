@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
 
 use super::lists::{self, Batches};
-use super::{convert, info, status};
+use super::{config, convert, info, status};
 use crate::blocking::{self, Kind};
 use crate::container::{self, Container};
 use crate::daemon::Daemon;
@@ -23,9 +23,6 @@ type Answer<T> = std::result::Result<Response<T>, Status>;
 const KUBELET_API_VERSION: &str = "0.1.0";
 /// The scheme of container ids in the Kubernetes API; it never changes.
 const RUNTIME_NAME: &str = "crisp";
-
-/// The kernel that has `mount_setattr`, which recursive read-only mounts need.
-const MOUNT_SETATTR_SINCE: (u32, u32) = (5, 12);
 
 /// The service.
 #[derive(Debug)]
@@ -64,11 +61,10 @@ impl Runtime {
     /// One entry per handler, and one with the empty name for the default one.
     fn handlers(&self) -> Vec<RuntimeHandler> {
         let names = std::iter::once("").chain(self.daemon.config.handlers.keys().map(String::as_str));
-        let release = rustix::system::uname().release().to_string_lossy().into_owned();
-        let kernel = crisp_seccomp::KernelVersion::parse(&release).map(|kernel| (kernel.major, kernel.minor));
+        let kernel = kernel();
         let features = |name: &str| RuntimeHandlerFeatures {
             // What a program may not know is done for it (`container/views.rs`).
-            recursive_read_only_mounts: kernel >= Some(MOUNT_SETATTR_SINCE),
+            recursive_read_only_mounts: config::has_recursive_read_only(kernel),
             user_namespaces: self.daemon.user_namespaces(name),
         };
         names.map(|name| RuntimeHandler { name: name.to_owned(), features: Some(features(name)) }).collect()
@@ -91,6 +87,12 @@ fn conditions(daemon: &Daemon) -> Vec<RuntimeCondition> {
 
 fn required(field: &str, value: &str) -> Result<()> {
     if value.is_empty() { Err(Error::Invalid(format!("{field} is missing"))) } else { Ok(()) }
+}
+
+/// Major and minor number of the running kernel.
+fn kernel() -> Option<(u32, u32)> {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    crisp_seccomp::KernelVersion::parse(&release).map(|kernel| (kernel.major, kernel.minor))
 }
 
 fn seconds(seconds: i64) -> Duration {
@@ -195,6 +197,7 @@ impl RuntimeService for Runtime {
         let request = request.into_inner();
         answer(tracing::info_span!("CreateContainer", pod_id = request.pod_sandbox_id), async {
             let pod = self.pod(&request.pod_sandbox_id)?;
+            config::check_kernel(request.config.as_ref(), kernel())?;
             let id = container::create::run(&self.daemon, &pod, request.config).await?;
             Ok(CreateContainerResponse { container_id: id.to_string() })
         })
@@ -278,7 +281,7 @@ impl RuntimeService for Runtime {
         answer(tracing::info_span!("UpdateContainerResources", container_id = request.container_id), async {
             let container = self.container(&request.container_id)?;
             let linux = request.linux.ok_or_else(|| Error::Invalid("linux is missing".to_owned()))?;
-            let limits = super::config::resources(Some(&linux))?;
+            let limits = config::resources(Some(&linux))?;
             container::update::update(&self.daemon, &container, limits).await?;
             Ok(UpdateContainerResourcesResponse {})
         })
