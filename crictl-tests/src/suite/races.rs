@@ -253,6 +253,7 @@ fn a_daemon_killed_in_a_pull_leaves_no_half_image(node: &mut Node, _: &mut Regis
         let image = Some(cri::ImageSpec { image: BUSYBOX.to_owned(), ..Default::default() });
         let mut client = node.cri.image_client();
         let pull = cri::PullImageRequest { image, ..Default::default() };
+        #[expect(clippy::async_yields_async, reason = "it is awaited after the kill")]
         let pulling = node.cri.together(async { tokio::spawn(async move { client.pull_image(pull).await }) });
         // No two rounds end at the same step.
         pause(Duration::from_millis(u64::try_from(round)? * 3));
