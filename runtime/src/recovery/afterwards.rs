@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crisp_domain::SandboxId;
+use crisp_network::{Network, NetworkError};
 use futures_util::StreamExt as _;
 use futures_util::stream;
 
@@ -113,23 +114,32 @@ async fn check_networks(daemon: Arc<Daemon>) {
 /// Detaches pods that are gone from their networks, and while the daemon lives tries again what the undoing of a failed pod could not
 /// take off its network: such a pod is forgotten, and what it holds (addresses, host ports) is in the way of others.
 async fn sweep_networks(daemon: Weak<Daemon>) {
-    let mut first = true;
-    loop {
-        {
-            let Some(daemon) = daemon.upgrade() else { return };
-            let swept = blocking::run_as(Kind::Detach, move || {
-                let is_live = |id: &SandboxId| daemon.pods.find_any(id.as_str()).is_some();
-                let network = &daemon.network;
-                let swept = if first { network.gc_where(&is_live) } else { network.retry_stale(&is_live) };
-                swept.doing("take pods that are gone off their network")
-            });
-            if let Err(error) = swept.await {
-                tracing::warn!(%error, "trying again later");
-            }
-        }
-        first = false;
-        tokio::time::sleep(RETRY_PERIOD).await;
+    if let Some(Err(error)) = sweep_with(&daemon, |network, is_live| network.gc_where(is_live)).await {
+        tracing::warn!(%error, "clean up the networks of pods that are gone");
     }
+    loop {
+        tokio::time::sleep(RETRY_PERIOD).await;
+        match sweep_with(&daemon, |network, is_live| network.retry_stale(is_live)).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => tracing::debug!(%error, "trying again later"),
+            None => return,
+        }
+    }
+}
+
+type IsLive<'a> = &'a (dyn Fn(&SandboxId) -> bool + Sync);
+
+/// `None` when the daemon has ended.
+async fn sweep_with(
+    daemon: &Weak<Daemon>,
+    sweep: impl FnOnce(&Network, IsLive<'_>) -> Result<(), NetworkError> + Send + 'static,
+) -> Option<Result<()>> {
+    let daemon = daemon.upgrade()?;
+    let work = move || {
+        let is_live = |id: &SandboxId| daemon.pods.find_any(id.as_str()).is_some();
+        sweep(&daemon.network, &is_live).doing("take pods that are gone off their network")
+    };
+    Some(blocking::run_as(Kind::Detach, work).await)
 }
 
 /// Removes what no record names: writable layers, directories, layers.
