@@ -255,17 +255,18 @@ mod tests {
     #[test]
     fn what_is_said_of_a_process_must_make_sense() {
         use crisp_proto::cri::{Int64Value, SecurityProfile};
-        let with = |change: fn(&mut LinuxSandboxSecurityContext)| {
+        type Change = fn(&mut LinuxSandboxSecurityContext);
+        let with = |change: Change| {
             let mut config = with_options(NamespaceOption::default());
             change(config.linux.as_mut().unwrap().security_context.as_mut().unwrap());
             parse(Some(config))
         };
-        let both: fn(&mut LinuxSandboxSecurityContext) = |c| {
+        let both: Change = |c| {
             c.run_as_user = Some(Int64Value { value: 5 });
             c.run_as_group = Some(Int64Value { value: 7 });
         };
         assert!(with(both).is_ok());
-        let table: [(fn(&mut LinuxSandboxSecurityContext), &str); 5] = [
+        let table: [(Change, &str); 5] = [
             (|c| c.run_as_group = Some(Int64Value { value: 7 }), "run_as_group"),
             (|c| c.run_as_user = Some(Int64Value { value: -1 }), "run_as_user"),
             (|c| c.supplemental_groups = vec![i64::MAX], "supplemental_groups"),
