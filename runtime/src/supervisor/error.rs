@@ -8,6 +8,7 @@ use crisp_domain::ErrorKind;
 /// A request to a shim that failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[expect(clippy::error_impl_error, reason = "the one error of the supervisor")]
 pub(crate) enum Error {
     #[error("prepare the shim's program")]
     Program(#[source] std::io::Error),

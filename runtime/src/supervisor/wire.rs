@@ -20,6 +20,7 @@ pub(crate) struct CgroupEntry {
 
 /// Where a container's input and output go.
 #[derive(Debug, Clone, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "as in the protocol")]
 pub(crate) struct Stdio {
     pub(crate) terminal: bool,
     pub(crate) stdin: bool,

@@ -94,7 +94,11 @@ impl Backend for Processes {
 
     fn attach(&self, request: AttachRequest) -> BoxFuture<'_, Result<Process, Failure>> {
         Box::pin(async move {
-            self.start(&["sh", "-c", "cat; exec sleep 1000"].map(str::to_owned), request.ends, InputEnd::Detaches)
+            self.start(
+                &["sh", "-c", "cat; exec sleep 1000"].map(str::to_owned),
+                request.ends,
+                InputEnd::Detaches,
+            )
         })
     }
 
