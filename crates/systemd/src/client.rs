@@ -22,11 +22,13 @@ pub const CONNECTIONS_MAX: usize = 16;
 const MESSAGES_MAX: usize = 100_000;
 /// Longest line of the authentication.
 const LINE_BYTES_MAX: usize = 512;
-/// Pause before another try, and between two looks; it doubles.
+/// Pause before another try, and between two looks at the kernel; it doubles.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 const PAUSE_MAX: Duration = Duration::from_millis(50);
-/// How often it is asked whether a scope that does not come is still meant to come.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// Pause before systemd is asked whether what does not come is still meant to come; it doubles. systemd runs its jobs only when no message
+/// is left to answer: whoever waits and keeps asking waits for ever on a busy node.
+const ASK_PAUSE_MIN: Duration = Duration::from_millis(500);
+const ASK_PAUSE_MAX: Duration = Duration::from_secs(2);
 
 const PRIVATE_SOCKET: &str = "/run/systemd/private";
 const BUS_SOCKET: &str = "/run/dbus/system_bus_socket";
@@ -162,7 +164,7 @@ impl Systemd {
             if Instant::now() >= deadline {
                 return Err(timed_out("the end of a unit", SCOPE_WAIT_MAX));
             }
-            rest(&mut pause).await;
+            rest(&mut pause, ASK_PAUSE_MAX).await;
         }
         Ok(())
     }
@@ -192,18 +194,17 @@ impl Systemd {
 
     async fn wait_for_scope(&self, request: &ScopeRequest<'_>) -> Result<()> {
         let mut pause = PAUSE_MIN;
-        let (deadline, mut ask_at) = (Instant::now() + SCOPE_WAIT_MAX, Instant::now() + ASK_AGAIN_AFTER);
+        let (deadline, mut question) = (Instant::now() + SCOPE_WAIT_MAX, Question::new());
         while !self.holds(request)? {
-            let now = Instant::now();
-            if now >= deadline {
+            if Instant::now() >= deadline {
                 return Err(timed_out("the making of a scope", SCOPE_WAIT_MAX));
             }
-            if now >= ask_at {
+            if question.is_due() {
                 // A scope that failed is forgotten at once: then this says so.
                 self.call(&[get_unit(request.unit)]).await?;
-                ask_at = now + ASK_AGAIN_AFTER;
+                question.answered();
             }
-            rest(&mut pause).await;
+            rest(&mut pause, PAUSE_MAX).await;
         }
         Ok(())
     }
@@ -232,7 +233,7 @@ impl Systemd {
             let tried = timeout_at(deadline, self.try_call(methods)).await;
             match tried.unwrap_or_else(|_elapsed| Err(timed_out(first.member, CALL_MAX))) {
                 Err(error) if error.is_transient() && Instant::now() + pause < deadline => {
-                    rest(&mut pause).await;
+                    rest(&mut pause, PAUSE_MAX).await;
                 }
                 other => return other,
             }
@@ -258,9 +259,32 @@ fn timed_out(call: &'static str, limit: Duration) -> SystemdError {
     SystemdError::Timeout { call, limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX) }
 }
 
-async fn rest(pause: &mut Duration) {
+async fn rest(pause: &mut Duration, max: Duration) {
     sleep(*pause).await;
-    *pause = (*pause * 2).min(PAUSE_MAX);
+    *pause = (*pause * 2).min(max);
+}
+
+/// When systemd is asked again about a unit that is waited for.
+#[derive(Debug)]
+struct Question {
+    pause: Duration,
+    at: Instant,
+}
+
+impl Question {
+    fn new() -> Self {
+        Self { pause: ASK_PAUSE_MIN, at: Instant::now() + ASK_PAUSE_MIN }
+    }
+
+    fn is_due(&self) -> bool {
+        Instant::now() >= self.at
+    }
+
+    /// The next one counts from here: a slow answer must not make it due at once.
+    fn answered(&mut self) {
+        self.pause = (self.pause * 2).min(ASK_PAUSE_MAX);
+        self.at = Instant::now() + self.pause;
+    }
 }
 
 /// `text`: of `/proc/<pid>/cgroup`; the unified hierarchy has the number 0.

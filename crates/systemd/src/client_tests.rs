@@ -229,3 +229,21 @@ async fn many_calls_wait_for_their_turn() {
     assert!(all.iter().all(Result::is_ok));
     served.await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_systemd_is_left_time_for_its_jobs() {
+    for answer_takes in [Duration::ZERO, Duration::from_secs(3)] {
+        let (began, mut question, mut asked) = (Instant::now(), Question::new(), 0);
+        while began.elapsed() < SCOPE_WAIT_MAX {
+            if question.is_due() {
+                tokio::time::advance(answer_takes).await;
+                question.answered();
+                asked += 1;
+                assert!(!question.is_due(), "{answer_takes:?}");
+            }
+            tokio::time::advance(PAUSE_MAX).await;
+        }
+        let most = SCOPE_WAIT_MAX.as_secs() / (ASK_PAUSE_MAX + answer_takes).as_secs() + 2;
+        assert!(asked >= 3 && asked <= most, "{asked} questions, {answer_takes:?} each");
+    }
+}
