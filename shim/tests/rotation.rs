@@ -8,10 +8,12 @@ use std::io::{BufRead as _, BufReader, Write as _};
 
 use pod::{Pod, Setup, as_root, eventually};
 
-/// Rotates as the kubelet does: renames the file, has the log opened anew.
-fn rotate(pod: &mut Pod, setup: &Setup, count: usize) {
+/// Rotates as the kubelet does: renames the file, has the log opened anew. Each file has got so many bytes when it is
+/// renamed, so that what the test looks at does not depend on who is faster, the container or the rotations.
+fn rotate(pod: &mut Pod, setup: &Setup, count: usize, at_least: u64) {
     for round in 0..count {
         let log = setup.log_path();
+        eventually("log", || (std::fs::metadata(&log).unwrap().len() >= at_least).then_some(()));
         std::fs::rename(&log, log.with_extension(format!("{round:05}"))).unwrap();
         pod.daemon.reopen(&setup.id).unwrap();
         assert!(log.exists());
@@ -45,8 +47,7 @@ fn a_thousand_rotations_lose_no_line() {
         let mut pod = Pod::new();
         let setup = pod.container(&["seq", "1", "100000000"]);
         pod.run(&setup);
-        eventually("lines", || (std::fs::metadata(setup.log_path()).unwrap().len() > 0).then_some(()));
-        rotate(&mut pod, &setup, 1000);
+        rotate(&mut pod, &setup, 1000, 1);
         pod.daemon.signal(&setup.id, 9);
         pod.daemon.exit(&setup.id);
         let (mut count, mut last_is_partial) = (0u64, false);
@@ -70,12 +71,11 @@ fn a_thousand_rotations_lose_no_line() {
 fn a_line_in_pieces_goes_on_in_the_next_file() {
     as_root(|| {
         let mut pod = Pod::new();
-        // Three pieces each, and slow enough that rotations come between them.
+        // Three pieces each: a file holds half a line or more, so that rotations come between the pieces.
         let script = "i=1; while :; do printf '%040000d\n' $i; i=$((i+1)); done";
         let setup = pod.container(&["sh", "-c", script]);
         pod.run(&setup);
-        eventually("lines", || (std::fs::metadata(setup.log_path()).unwrap().len() > 0).then_some(()));
-        rotate(&mut pod, &setup, 300);
+        rotate(&mut pod, &setup, 300, 16 * 1024);
         pod.daemon.signal(&setup.id, 9);
         pod.daemon.exit(&setup.id);
         let (mut line, mut pieces, mut count) = (String::new(), 0, 0u64);
