@@ -32,6 +32,7 @@ mod lsm;
 mod metrics;
 mod nri;
 mod pod;
+mod published;
 mod quantity;
 mod recovery;
 mod server;

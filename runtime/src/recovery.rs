@@ -34,11 +34,12 @@ pub(crate) use self::afterwards::afterwards;
 
 use crate::blocking;
 use crate::container::state::{ContainerEvent, ContainerState, End, EndReason};
-use crate::container::{CONTAINER_RECORD_VERSION, Container, ContainerRecord, exit};
+use crate::container::{Container, ContainerRecord, exit};
 use crate::daemon::Daemon;
 use crate::error::{Doing as _, Result};
 use crate::pod::state::PodState;
-use crate::pod::{POD_RECORD_VERSION, Pod, PodRecord, watch};
+use crate::pod::{Pod, PodRecord, watch};
+use crate::published::Record;
 
 /// How long one shim may take to answer. A hung one does not hold up the others, nor the socket.
 const SHIM_ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -79,7 +80,7 @@ enum Records {
 
 fn load(daemon: &Daemon) -> Result<Rest> {
     let mut half_made = HalfMade::default();
-    let (pods, all_pods) = records::<PodRecord>(&daemon.dirs.pods(), "sandbox.json", POD_RECORD_VERSION)?;
+    let (pods, all_pods) = records::<PodRecord>(&daemon.dirs.pods(), "sandbox.json")?;
     for record in pods {
         let dir = daemon.dirs.pod(record.id.as_str());
         let pod = Arc::new(Pod::new(record, dir));
@@ -96,7 +97,7 @@ fn load(daemon: &Daemon) -> Result<Rest> {
         }
     }
     let (containers, all_containers) =
-        records::<ContainerRecord>(&daemon.dirs.containers(), "container.json", CONTAINER_RECORD_VERSION)?;
+        records::<ContainerRecord>(&daemon.dirs.containers(), "container.json")?;
     for record in containers {
         half_made.containers.extend(load_container(daemon, record));
     }
@@ -130,11 +131,11 @@ fn load_container(daemon: &Daemon, record: ContainerRecord) -> Option<Arc<Contai
 }
 
 /// The records below `dir`, one directory each. One that cannot be read is reported and left.
-fn records<T: DeserializeOwned>(dir: &Path, file: &str, version: u32) -> Result<(Vec<T>, Records)> {
+fn records<R: Record + DeserializeOwned>(dir: &Path, file: &str) -> Result<(Vec<R>, Records)> {
     let (mut found, mut all) = (Vec::new(), Records::All);
     for entry in std::fs::read_dir(dir).doing("list the records")? {
         let path = entry.doing("list the records")?.path().join(file);
-        match crisp_store::read(&path, version) {
+        match crisp_store::read(&path, R::VERSION) {
             Ok(Some(record)) => found.push(record),
             Ok(None) => {}
             Err(error) => {

@@ -15,6 +15,7 @@ tests![
     a_removal_meets_a_start,
     removals_and_updates_meet,
     a_creation_meets_the_removal_of_its_pod,
+    updates_meet_the_removal_of_their_pod,
     a_pull_a_removal_and_a_creation_meet,
     a_daemon_killed_anywhere_leaves_nothing,
     #[options(bare)]
@@ -123,6 +124,33 @@ fn a_creation_meets_the_removal_of_its_pod(node: &mut Node, _: &mut Registry) ->
         too_late("create", created?)?;
         same("pods", &node.cri.pods()?.len(), &0)?;
         same("containers", &node.cri.containers()?.len(), &0)?;
+    }
+    node.check_leaks()
+}
+
+fn updates_meet_the_removal_of_their_pod(node: &mut Node, _: &mut Registry) -> Result<()> {
+    for _ in 0..POD_ROUNDS {
+        let pod = node.run(node.pod("races"))?;
+        let update = cri::UpdatePodSandboxResourcesRequest {
+            pod_sandbox_id: pod.id.clone(),
+            resources: Some(cri::LinuxContainerResources { cpu_shares: 512, ..Default::default() }),
+            ..Default::default()
+        };
+        let remove = cri::RemovePodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+        let (mut updater, mut remover) = (node.cri.client(), node.cri.client());
+        let (refused, removed) = node.cri.together(async {
+            let removed = tokio::spawn(async move { remover.remove_pod_sandbox(remove).await });
+            // One after the other until the pod is gone.
+            let refused = loop {
+                if let Err(refused) = updater.update_pod_sandbox_resources(update.clone()).await {
+                    break refused;
+                }
+            };
+            (refused, removed.await)
+        });
+        removed??;
+        too_late::<()>("update", Err(refused))?;
+        same("pods", &node.cri.pods()?.len(), &0)?;
     }
     node.check_leaks()
 }

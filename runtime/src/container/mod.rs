@@ -18,19 +18,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crisp_domain::{ContainerId, Timestamp};
 use crisp_proto::cri::{ContainerConfig, ContainerMetadata, PodSandboxMetadata};
 use crisp_snapshot::ChainId;
-use crisp_store::Durability;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch as channel;
 use tokio::time::Instant;
 
 use crate::dirs::ContainerDir;
-use crate::error::{Doing as _, Error, Result};
+use crate::error::{Error, Result};
 use crate::index::Indexed;
 use crate::pod::Pod;
+use crate::published::{Change, Published, Record};
 use state::{ContainerEvent, ContainerState};
-
-/// Version of [`ContainerRecord`] on disk.
-pub(crate) const CONTAINER_RECORD_VERSION: u32 = 1;
 
 /// What is on disk of a container: `<state>/containers/<id>/container.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -50,6 +47,14 @@ pub(crate) struct ContainerRecord {
     /// What it has to do with checkpoints.
     #[serde(default)]
     pub(crate) checkpoint: crate::checkpoint::Facts,
+}
+
+impl Record for ContainerRecord {
+    const WHAT: &'static str = "container";
+    const VERSION: u32 = 1;
+    fn id(&self) -> &str {
+        self.id.as_str()
+    }
 }
 
 /// What the making of a container's files found out.
@@ -85,14 +90,6 @@ pub(crate) struct ImageFacts {
     pub(crate) chain: Vec<ChainId>,
 }
 
-/// Whether a record may change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Writable {
-    Yes,
-    /// Its files are being deleted: whoever waited for the removal finds nothing to work on.
-    Removed,
-}
-
 /// A container, as the daemon holds it.
 #[derive(Debug)]
 pub(crate) struct Container {
@@ -100,9 +97,7 @@ pub(crate) struct Container {
     pub(crate) pod: Arc<Pod>,
     pub(crate) dir: ContainerDir,
     name: String,
-    record: channel::Sender<Arc<ContainerRecord>>,
-    /// Serialises changes of the record.
-    writer: Mutex<Writable>,
+    record: Published<ContainerRecord>,
     /// Start, clean-up after an exit, update and removal exclude each other. A stop does not take it, an exec neither.
     pub(crate) ops: tokio::sync::Mutex<()>,
     /// When the stop under way loses its patience; `None` until one begins.
@@ -123,9 +118,8 @@ impl Container {
             id: record.id.clone(),
             name: unique_name(&metadata(&record.config), &crate::pod::metadata(&pod.record().config)),
             pod,
+            record: Published::new(dir.record(), record),
             dir,
-            record: channel::Sender::new(Arc::new(record)),
-            writer: Mutex::new(Writable::Yes),
             ops: tokio::sync::Mutex::new(()),
             stop: Mutex::new(None),
             layers: Mutex::new(Some(layers)),
@@ -135,7 +129,7 @@ impl Container {
 
     /// The published record.
     pub(crate) fn record(&self) -> Arc<ContainerRecord> {
-        Arc::clone(&self.record.borrow())
+        self.record.get()
     }
 
     pub(crate) fn state(&self) -> ContainerState {
@@ -150,22 +144,12 @@ impl Container {
     /// Changes the record on disk, then the published one. Blocks: a file on tmpfs is written.
     ///
     /// # Errors
-    /// [`Error::WrongState`] once it is being removed; when it cannot be written. Nothing has changed then.
+    /// As [`Published::update`].
     pub(crate) fn update(&self, change: impl FnOnce(&mut ContainerRecord)) -> Result<()> {
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        self.update_locked(*writer, change)
-    }
-
-    fn update_locked(&self, writable: Writable, change: impl FnOnce(&mut ContainerRecord)) -> Result<()> {
-        if writable == Writable::Removed {
-            return Err(self.wrong_state_as("being removed", "there to be changed"));
-        }
-        let mut record = ContainerRecord::clone(&self.record());
-        change(&mut record);
-        crisp_store::write(&self.dir.record(), CONTAINER_RECORD_VERSION, &record, Durability::Volatile)
-            .doing("write the container record")?;
-        self.record.send_replace(Arc::new(record));
-        Ok(())
+        self.record.update(|record| {
+            change(record);
+            Ok(Change::Made)
+        })
     }
 
     /// Moves the state by `event`.
@@ -173,29 +157,28 @@ impl Container {
     /// # Errors
     /// [`Error::WrongState`] when it does not fit; otherwise as [`Container::update`].
     pub(crate) fn apply(&self, event: ContainerEvent) -> Result<()> {
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let needed = match event {
             ContainerEvent::Made => "being created",
             ContainerEvent::Start => "created",
             ContainerEvent::Started { .. } => "starting",
             ContainerEvent::Ended(_) => "alive",
         };
-        let state = state::next(&self.state(), event).map_err(|state::Refused| self.wrong_state(needed))?;
-        self.update_locked(*writer, |record| record.state = state)
+        self.record.update(|record| {
+            record.state =
+                state::next(&record.state, event).map_err(|state::Refused| self.wrong_state(needed))?;
+            Ok(Change::Made)
+        })
     }
 
     /// An error that tells the state it is in, and the one that is needed.
     pub(crate) fn wrong_state(&self, needed: &'static str) -> Error {
-        self.wrong_state_as(self.state().name(), needed)
-    }
-
-    fn wrong_state_as(&self, state: &str, needed: &'static str) -> Error {
-        Error::WrongState { what: "container", id: self.id.to_string(), state: state.to_owned(), needed }
+        let state = self.state().name().to_owned();
+        Error::WrongState { what: "container", id: self.id.to_string(), state, needed }
     }
 
     /// Its files go now: from here on the record stays as it is, in memory, too.
     pub(crate) fn close(&self) {
-        *self.writer.lock().unwrap_or_else(PoisonError::into_inner) = Writable::Removed;
+        self.record.close();
     }
 
     /// # Errors

@@ -24,19 +24,16 @@ use crisp_proto::cri::{
     LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
 };
 use crisp_snapshot::ChainId;
-use crisp_store::Durability;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{RwLock, watch as channel};
 
 use crate::dirs::PodDir;
 use crate::error::{Doing as _, Error, Result};
 use crate::index::Indexed;
+use crate::published::{Change, Published, Record};
 use crate::supervisor::SupervisorClient;
 use check::NetworkCheck;
 use state::{PodEvent, PodState};
-
-/// Version of [`PodRecord`] on disk.
-pub(crate) const POD_RECORD_VERSION: u32 = 1;
 
 /// What is on disk of a pod: `<state>/pods/<id>/sandbox.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -64,6 +61,14 @@ pub(crate) struct PodRecord {
     /// UpdatePodSandboxResources; `None` until the first one.
     pub(crate) overhead: Option<LinuxContainerResources>,
     pub(crate) resources: Option<LinuxContainerResources>,
+}
+
+impl Record for PodRecord {
+    const WHAT: &'static str = "sandbox";
+    const VERSION: u32 = 1;
+    fn id(&self) -> &str {
+        self.id.as_str()
+    }
 }
 
 /// A process, named for good: a pid alone may be used again.
@@ -96,9 +101,7 @@ pub(crate) struct Pod {
     pub(crate) id: SandboxId,
     pub(crate) dir: PodDir,
     name: String,
-    record: channel::Sender<Arc<PodRecord>>,
-    /// Serialises changes of the record.
-    writer: Mutex<()>,
+    record: Published<PodRecord>,
     /// Creations and starts of containers hold it shared; a stop waits for them by taking it whole.
     pub(crate) gate: RwLock<()>,
     /// Replaced when a connection broke while the shim lives.
@@ -121,10 +124,9 @@ impl Pod {
     pub(crate) fn new(record: PodRecord, dir: PodDir) -> Self {
         Self {
             id: record.id.clone(),
-            dir,
             name: unique_name(&metadata(&record.config)),
-            record: channel::Sender::new(Arc::new(record)),
-            writer: Mutex::new(()),
+            record: Published::new(dir.record(), record),
+            dir,
             gate: RwLock::new(()),
             supervisor: Mutex::new(None),
             netlink: Mutex::new(None),
@@ -138,7 +140,7 @@ impl Pod {
 
     /// The published record.
     pub(crate) fn record(&self) -> Arc<PodRecord> {
-        Arc::clone(&self.record.borrow())
+        self.record.get()
     }
 
     pub(crate) fn state(&self) -> PodState {
@@ -157,19 +159,12 @@ impl Pod {
     /// Changes the record on disk, then the published one. Blocks: a file on tmpfs is written.
     ///
     /// # Errors
-    /// When it cannot be written; nothing has changed then.
+    /// As [`Published::update`].
     pub(crate) fn update(&self, change: impl FnOnce(&mut PodRecord)) -> Result<()> {
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        self.update_locked(change)
-    }
-
-    fn update_locked(&self, change: impl FnOnce(&mut PodRecord)) -> Result<()> {
-        let mut record = PodRecord::clone(&self.record());
-        change(&mut record);
-        crisp_store::write(&self.dir.record(), POD_RECORD_VERSION, &record, Durability::Volatile)
-            .doing("write the sandbox record")?;
-        self.record.send_replace(Arc::new(record));
-        Ok(())
+        self.record.update(|record| {
+            change(record);
+            Ok(Change::Made)
+        })
     }
 
     /// Moves the state by `event`. Blocks as [`Pod::update`] does.
@@ -177,11 +172,17 @@ impl Pod {
     /// # Errors
     /// [`Error::WrongState`] when it does not fit; otherwise as [`Pod::update`].
     pub(crate) fn apply(&self, event: PodEvent) -> Result<()> {
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.state();
-        let after = state::next(before, event)
-            .map_err(|state::Refused| self.wrong_state(before, "in a state for this"))?;
-        if after == before { Ok(()) } else { self.update_locked(|record| record.state = after) }
+        self.record.update(|record| {
+            let before = record.state;
+            record.state = state::next(before, event)
+                .map_err(|state::Refused| self.wrong_state(before, "in a state for this"))?;
+            Ok(if record.state == before { Change::Needless } else { Change::Made })
+        })
+    }
+
+    /// Its files go now: from here on the record stays as it is, in memory, too.
+    pub(crate) fn close(&self) {
+        self.record.close();
     }
 
     fn wrong_state(&self, state: PodState, needed: &'static str) -> Error {

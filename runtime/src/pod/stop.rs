@@ -145,6 +145,7 @@ async fn remove_steps(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
     nri::remove_pod(daemon, pod).await;
     // While its status can still be told.
     events::pod(daemon, pod, ContainerEventType::ContainerDeletedEvent);
+    pod.close();
     forget(daemon, pod).await?;
     tracing::info!(pod_id = %pod.id, "pod sandbox removed");
     Ok(())
