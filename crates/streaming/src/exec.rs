@@ -373,7 +373,10 @@ impl Channels for ExecChannels<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::IoSliceMut;
+
     use rustix::pipe::{PipeFlags, pipe_with};
+    use tokio::io::AsyncReadExt as _;
 
     use super::*;
 
@@ -389,6 +392,48 @@ mod tests {
             resize: Box::new(|_| ()),
             input_end: InputEnd::Closes,
         }
+    }
+
+    /// Reads its input to the end, thinks about it, and answers.
+    async fn thoughtful(input: OwnedFd, output: OwnedFd) {
+        let (input, mut all) = (Fd::new(input).unwrap(), vec![0; 64]);
+        let mut length = 0;
+        while let read @ 1.. = input.read(&mut [IoSliceMut::new(&mut all[length..])]).await.unwrap() {
+            length += read;
+        }
+        tokio::time::sleep(DETACH_DELAY - Duration::from_millis(10)).await;
+        rustix::io::write(&output, &all[..length]).unwrap();
+        // It goes on without this client.
+        std::future::pending::<()>().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_last_input_brings_about_is_told_before_the_client_is_detached() {
+        let pipe = || pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
+        let ((input, stdin), (stdout, output)) = (pipe(), pipe());
+        let process = Process {
+            stdin: Some(stdin),
+            stdout: Some(stdout),
+            stderr: None,
+            exit: Box::pin(std::future::pending()),
+            resize: Box::new(|_| ()),
+            input_end: InputEnd::Detaches,
+        };
+        let (ours, mut theirs) = tokio::io::duplex(1024);
+        let link = Link::new(Box::new(ours), Framing::Channels);
+        let ends = Ends::from([(End::Stdin, true), (End::Stdout, true)]);
+        let client = Client { stdin: Inlet::default(), sizes: Sizes::default(), ends };
+        client.stdin.push(b"last words").await;
+        client.stdin.end();
+        let exit = tokio::select! {
+            exit = run(process, Ids::channels(ends), &client, &link) => exit.unwrap(),
+            () = thoughtful(input, output) => unreachable!("it goes on"),
+        };
+        assert_eq!(exit, Exit::Detached);
+        drop(link);
+        let mut said = Vec::new();
+        theirs.read_to_end(&mut said).await.unwrap();
+        assert_eq!(said, Framing::Channels.message(STDOUT.into(), b"last words", Fin::No));
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,10 +5,11 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::backend::{Backend, Failure, PortForwardRequest};
 use crate::fd::Fd;
@@ -355,5 +356,135 @@ impl Channels for ForwardChannels {
 
     fn closed(&mut self, _channel: u8) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+    use std::os::unix::net::UnixStream as StdUnixStream;
+
+    use futures_util::future::BoxFuture;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::backend::{AttachRequest, ExecRequest, Process};
+
+    const ERROR: u32 = 1;
+    const DATA: u32 = 3;
+
+    /// Its connections are there already.
+    struct Connected;
+
+    impl Backend for Connected {
+        fn exec(
+            &self,
+            _: ExecRequest,
+            _: Option<crate::backend::Size>,
+        ) -> BoxFuture<'_, Result<Process, Failure>> {
+            unreachable!("nothing is started")
+        }
+
+        fn attach(&self, _: AttachRequest) -> BoxFuture<'_, Result<Process, Failure>> {
+            unreachable!("nothing is attached to")
+        }
+
+        fn dial<'a>(&'a self, _: &'a str, _: u16) -> BoxFuture<'a, Result<TcpStream, Failure>> {
+            unreachable!("nothing is dialled")
+        }
+
+        fn pod_ended<'a>(&'a self, _: &'a str) -> BoxFuture<'a, ()> {
+            unreachable!("nobody waits for the pod")
+        }
+    }
+
+    struct Bench {
+        pod: Pod,
+        pair: Pair,
+        /// The session's end of the connection into the pod, and the pod's.
+        ours: Arc<Fd>,
+        theirs: UnixStream,
+        client: tokio::io::DuplexStream,
+    }
+
+    fn bench() -> Bench {
+        let (sink, client) = tokio::io::duplex(1024);
+        let link = Arc::new(Link::new(Box::new(sink), Framing::Spdy));
+        let pod = Pod { id: "p".to_owned(), link, backend: Arc::new(Connected) };
+        let pair = Pair::new(80);
+        assert!(pair.take(Half::Error, ERROR) && pair.take(Half::Data, DATA));
+        let (ours, theirs) = StdUnixStream::pair().unwrap();
+        for end in [&ours, &theirs] {
+            end.set_nonblocking(true).unwrap();
+        }
+        let (ours, theirs) = (Arc::new(Fd::new(ours.into()).unwrap()), UnixStream::from_std(theirs).unwrap());
+        Bench { pod, pair, ours, theirs, client }
+    }
+
+    impl Bench {
+        async fn half_close(&mut self, last: &[u8]) {
+            self.theirs.write_all(last).await.unwrap();
+            self.theirs.shutdown().await.unwrap();
+        }
+
+        /// Everything that was said to the client.
+        async fn said(mut self) -> Vec<u8> {
+            drop(self.pod);
+            let mut said = Vec::new();
+            self.client.read_to_end(&mut said).await.unwrap();
+            said
+        }
+    }
+
+    fn ended(last: &[u8]) -> Vec<u8> {
+        let message = |stream, payload, fin| Framing::Spdy.message(stream, payload, fin);
+        [message(DATA, last, Fin::No), message(DATA, b"", Fin::Yes), message(ERROR, b"", Fin::Yes)].concat()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_pods_half_close_leaves_the_client_a_moment_from_byte_to_byte() {
+        let mut bench = bench();
+        bench.half_close(b"bye").await;
+        let client = async {
+            for byte in b"you too" {
+                tokio::time::sleep(CLIENT_SILENCE_MAX - Duration::from_millis(10)).await;
+                bench.pair.push(&[*byte]).await;
+            }
+            bench.pair.inlet.end();
+        };
+        let copied = bench.pair.copy(&bench.pod, DATA, Arc::clone(&bench.ours));
+        tokio::join!(async { copied.await.unwrap() }, client);
+        let mut heard = String::new();
+        bench.theirs.read_to_string(&mut heard).await.unwrap();
+        assert_eq!(heard, "you too");
+        assert_eq!(bench.said().await, ended(b"bye"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_the_pods_half_close_a_silent_client_is_not_waited_for() {
+        let mut bench = bench();
+        bench.half_close(b"bye").await;
+        let begun = Instant::now();
+        bench.pair.copy(&bench.pod, DATA, Arc::clone(&bench.ours)).await.unwrap();
+        assert!((CLIENT_SILENCE_MAX..CLIENT_SILENCE_MAX * 2).contains(&begun.elapsed()));
+        assert_eq!(bench.said().await, ended(b"bye"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_the_clients_end_the_pod_may_think() {
+        let mut bench = bench();
+        bench.pair.push(b"what?").await;
+        bench.pair.inlet.end();
+        let begun = Instant::now();
+        let copied = bench.pair.copy(&bench.pod, DATA, Arc::clone(&bench.ours));
+        let answer = async {
+            tokio::time::sleep(POD_SILENCE_MAX - Duration::from_millis(10)).await;
+            bench.theirs.write_all(b"that").await.unwrap();
+            bench.theirs.shutdown().await.unwrap();
+        };
+        tokio::join!(async { copied.await.unwrap() }, answer);
+        assert!(begun.elapsed() < POD_SILENCE_MAX);
+        assert_eq!(bench.said().await, ended(b"that"));
     }
 }
