@@ -14,7 +14,9 @@ use tonic::{Response, Status};
 /// 16 MiB, as kubelets have it.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// No call of a test takes this long unless the daemon hangs.
-const CALL_LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
+const CALL_LIMIT: std::time::Duration = std::time::Duration::from_secs(180);
+/// The same for a command, in seconds.
+const EXEC_SECONDS: i64 = 90;
 
 /// A connection to a CRI socket, with the runtime that drives it, between calls too: a server that ends waits for its
 /// clients to let go.
@@ -177,7 +179,7 @@ impl Cri {
         let request = cri::ExecSyncRequest {
             container_id: container.to_owned(),
             cmd: command.iter().map(|part| (*part).to_owned()).collect(),
-            timeout: 10,
+            timeout: EXEC_SECONDS,
         };
         let answer = self.runtime(|mut c| async move { c.exec_sync(request).await })?;
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();

@@ -7,6 +7,10 @@ use anyhow::{Context as _, Result};
 #[derive(Clone, Copy, Debug)]
 pub struct Seconds(pub u64);
 
+/// For what takes a moment: enough on a machine that is many times slower, or busy with something else, and for what the daemon tries
+/// again once a minute.
+pub const SOON: Seconds = Seconds(90);
+
 const POLL: Duration = Duration::from_millis(20);
 
 /// Asks again until the answer is `Ok` or the time is up.

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use crate::command::output;
-use crate::eventually::{Seconds, eventually};
+use crate::eventually::{SOON, eventually};
 
 /// Everything that a pod can leave behind, one line each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl Inventory {
 /// # Errors
 /// Names what is left.
 pub fn check(scope: &Scope, baseline: &Inventory) -> Result<()> {
-    eventually(Seconds(20), || {
+    eventually(SOON, || {
         let left = Inventory::take(scope)?.beyond(baseline);
         if left.is_empty() {
             return Ok(());

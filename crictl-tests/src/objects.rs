@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, ensure};
 use crisp_proto::cri;
 
-use crate::eventually::{Seconds, eventually};
+use crate::eventually::{SOON, eventually};
 use crate::node::{BUSYBOX, Node};
 
 /// A pod of the test with its configuration.
@@ -122,9 +122,9 @@ impl Node {
     /// Waits until the container has exited.
     ///
     /// # Errors
-    /// When it has not after 20 s.
+    /// When it has not soon.
     pub fn wait_exit(&self, container: &str) -> Result<cri::ContainerStatus> {
-        eventually(Seconds(20), || {
+        eventually(SOON, || {
             let status = self.cri.container_status(container)?;
             ensure!(
                 status.state() == cri::ContainerState::ContainerExited,

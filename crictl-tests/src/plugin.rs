@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use prost::Message as _;
 
-use crate::eventually::{Seconds, eventually};
+use crate::eventually::{SOON, eventually};
 
 /// The mux's stream on which the runtime calls.
 const CALLED: u32 = 1;
@@ -243,14 +243,14 @@ impl Plugin {
     /// Joins the daemon that listens on `socket`, under a two-digit index, and answers by `script` from then on.
     ///
     /// # Errors
-    /// When it is not synchronised within ten seconds.
+    /// When it is not synchronised soon.
     pub fn join(
         socket: &Path,
         index: &str,
         script: impl Fn(&Call) -> Reply + Send + 'static,
     ) -> Result<Self> {
         let stream = UnixStream::connect(socket).context("connect to the plugin socket")?;
-        stream.set_write_timeout(Some(Duration::from_secs(5)))?;
+        stream.set_write_timeout(Some(Duration::from_secs(60)))?;
         let heard = Arc::default();
         let plugin = Self { socket: stream.try_clone()?, heard: Arc::clone(&heard) };
         let mut me = Register { name: "test".to_owned(), index: index.to_owned() }.encode_to_vec();
@@ -260,7 +260,7 @@ impl Plugin {
             // The end of the connection ends it, whoever made it.
             drop(serve(&mut wire, &heard, &script));
         });
-        eventually(Seconds(10), || {
+        eventually(SOON, || {
             ensure!(plugin.heard().synchronized.is_some(), "the plugin is synchronised");
             Ok(())
         })?;
@@ -305,7 +305,7 @@ impl Plugin {
         let mut updates = Updates { update: update.into_iter().collect(), evict }.encode_to_vec();
         let before = self.heard().answers;
         send(&mut &self.socket, CALLING, 3, &request("UpdateContainers", &mut updates))?;
-        eventually(Seconds(10), || {
+        eventually(SOON, || {
             ensure!(self.heard().answers > before, "UpdateContainers is answered");
             Ok(())
         })
@@ -314,9 +314,9 @@ impl Plugin {
     /// Whether the daemon has hung up.
     ///
     /// # Errors
-    /// When it has not within five seconds.
+    /// When it has not soon.
     pub fn wait_closed(&self) -> Result<()> {
-        eventually(Seconds(5), || match (&self.socket).write(&[]) {
+        eventually(SOON, || match (&self.socket).write(&[]) {
             Err(_) => Ok(()),
             Ok(_) => match rustix::net::send(&self.socket, &[0; 8], rustix::net::SendFlags::NOSIGNAL) {
                 Err(_) => Ok(()),

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::command::run;
-use crate::eventually::{Seconds, eventually};
+use crate::eventually::{SOON, eventually};
 use crate::images::RegistryStore;
 use crate::paths;
 
@@ -77,7 +77,7 @@ impl Registry {
             .spawn()
             .context("start docker-registry")?;
         let registry = Self { child, port, dir: dir.to_owned() };
-        eventually(Seconds(10), || Ok(TcpStream::connect(("127.0.0.1", port)).map(drop)?))
+        eventually(SOON, || Ok(TcpStream::connect(("127.0.0.1", port)).map(drop)?))
             .context("the registry")?;
         Ok(registry)
     }

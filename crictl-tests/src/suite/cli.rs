@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::tests;
 use crate::command::run;
-use crate::eventually::{Seconds, eventually};
+use crate::eventually::{SOON, eventually};
 use crate::node::{BUSYBOX, Node, same};
 use crate::paths;
 use crate::registry::Registry;
@@ -46,7 +46,7 @@ fn runs_lists_shows_and_stops_a_detached_pod(node: &mut Node, _: &mut Registry) 
     node.crisp(&["run", "--detach", &file])?;
     let listed = node.crisp(&["ps"])?;
     ensure!(listed.contains("web") && listed.contains("main"), "{listed}");
-    eventually(Seconds(20), || {
+    eventually(SOON, || {
         let shown = node.crisp(&["logs", "web"])?;
         ensure!(shown.contains("line one") && shown.contains("line two"), "{shown}");
         Ok(())

@@ -8,7 +8,7 @@ use crisp_proto::cri;
 
 use super::tests;
 use crate::command::run;
-use crate::eventually::{Seconds, eventually};
+use crate::eventually::{SOON, eventually};
 use crate::node::{BUSYBOX, Node, Options, Warm, same};
 use crate::registry::Registry;
 
@@ -149,7 +149,7 @@ fn an_image_in_use_can_be_removed(node: &mut Node, _: &mut Registry) -> Result<(
     same("code", &refused.err().map(|status| status.code()), &Some(tonic::Code::NotFound))?;
     node.remove_all()?;
     // With the last container the layers go, too.
-    eventually(Seconds(20), || {
+    eventually(SOON, || {
         let layers = node.dir().join("root/layers");
         let left: Vec<_> = fs::read_dir(&layers)?.flatten().map(|entry| entry.file_name()).collect();
         let left: Vec<_> = left.iter().filter(|name| name.len() >= 64).collect();

@@ -70,7 +70,7 @@ fn refused(node: &Node, image: &str) -> Result<tonic::Status> {
     let before = stored(node)?;
     let status = node.cri.pull(image).err().with_context(|| format!("{image} was pulled"))?;
     same("images", &node.cri.images()?.len(), &images)?;
-    crate::eventually::eventually(crate::eventually::Seconds(20), || same("files", &stored(node)?, &before))?;
+    crate::eventually::eventually(crate::eventually::SOON, || same("files", &stored(node)?, &before))?;
     ensure!(!Path::new(OUTSIDE).exists(), "{OUTSIDE} was written");
     Ok(status)
 }

@@ -9,7 +9,7 @@ use crisp_proto::cri;
 
 use super::tests;
 use crate::command::output;
-use crate::eventually::{Seconds, eventually};
+use crate::eventually::{SOON, eventually};
 use crate::node::{Node, Options, Warm, same};
 use crate::objects::Pod;
 use crate::registry::Registry;
@@ -56,7 +56,7 @@ fn get(address: &str) -> Result<String> {
 }
 
 fn get_eventually(address: &str, expected: &str) -> Result<()> {
-    eventually(Seconds(20), || {
+    eventually(SOON, || {
         let text = get(address)?;
         ensure!(text.contains(expected), "{address} answers {text}");
         Ok(())
@@ -97,7 +97,7 @@ fn host_ports_come_and_go(node: &mut Node, _: &mut Registry) -> Result<()> {
     get_eventually("10.77.1.1:12080", "ports")?;
     // Another pod, and the pod itself through the node's address.
     let (_, other) = node.one("other", &["sleep", "1000"])?;
-    let fetch = ["timeout", "5", "wget", "-q", "-O", "-", "http://10.77.1.1:12080/"];
+    let fetch = ["timeout", "60", "wget", "-q", "-O", "-", "http://10.77.1.1:12080/"];
     same("from a pod", &node.exec(&other, &fetch)?.as_str(), &"ports\n")?;
     let own = node.launch(&pod, &node.container("own", &["sleep", "1000"]))?;
     same("from the pod itself", &node.exec(&own, &fetch)?.as_str(), &"ports\n")?;
@@ -270,7 +270,7 @@ fn a_bandwidth_plugin_gets_the_annotations(node: &mut Node, _: &mut Registry) ->
     let seen = shapers()?;
     ensure!(seen.contains("rate 10Mbit") && seen.contains("rate 1500Kbit"), "{seen}");
     node.cri.stop_pod(&pod.id)?;
-    eventually(Seconds(20), || same("limits", &shapers()?.as_str(), &""))
+    eventually(SOON, || same("limits", &shapers()?.as_str(), &""))
 }
 
 fn the_built_in_network_limits_bandwidth(node: &mut Node, _: &mut Registry) -> Result<()> {
@@ -278,7 +278,7 @@ fn the_built_in_network_limits_bandwidth(node: &mut Node, _: &mut Registry) -> R
     let seen = shapers()?;
     ensure!(seen.contains("rate 10Mbit"), "on the host's end: {seen}");
     node.cri.stop_pod(&pod.id)?;
-    eventually(Seconds(20), || same("limits", &shapers()?.as_str(), &""))?;
+    eventually(SOON, || same("limits", &shapers()?.as_str(), &""))?;
     let mut config = node.pod("refused");
     config.annotations.insert("kubernetes.io/egress-bandwidth".into(), "12".into());
     let error = node.cri.run_pod(&config, "").err().context("12 bit/s are no bandwidth")?;
@@ -318,18 +318,18 @@ fn the_node_gets_ready_when_a_configuration_appears(node: &mut Node, _: &mut Reg
         folder.join("10-n.conflist"),
         r#"{"cniVersion": "1.0.0", "name": "n", "type": "no-such-plugin"}"#,
     )?;
-    eventually(Seconds(20), || unready("no-such-plugin"))?;
+    eventually(SOON, || unready("no-such-plugin"))?;
     std::fs::write(folder.join("10-n.conflist"), bridge_network("late", 95, ""))?;
-    eventually(Seconds(20), ready)?;
+    eventually(SOON, ready)?;
     // The folder itself is replaced.
     std::fs::rename(&folder, node.dir().join("cni-before"))?;
-    eventually(Seconds(20), || unready("no CNI configuration"))?;
+    eventually(SOON, || unready("no CNI configuration"))?;
     std::os::unix::fs::symlink(node.dir().join("cni-before"), &folder)?;
-    eventually(Seconds(20), ready)?;
+    eventually(SOON, ready)?;
     let pod = node.run(node.pod("late"))?;
     ensure!(address(node, &pod)?.starts_with("10.95.0."));
     std::fs::remove_file(&folder)?;
-    eventually(Seconds(20), || unready("no CNI configuration"))?;
+    eventually(SOON, || unready("no CNI configuration"))?;
     node.remove_all()?;
     // The plugin's bridge stays, as plugins leave it.
     node.rebase()
@@ -363,7 +363,7 @@ fn the_pod_cidr_makes_a_configuration(node: &mut Node, _: &mut Registry) -> Resu
     ensure!(error.message().contains("line 1") && error.message().contains(".Nonsense"), "{error}");
     std::fs::write("/run/t/1/cni.template", template)?;
     tell_pod_cidr(node, "10.94.1.0/24,fd00:94::/64")?;
-    eventually(Seconds(20), || {
+    eventually(SOON, || {
         let condition = network_condition(node)?;
         ensure!(condition.status, "{condition:?}");
         Ok(())
