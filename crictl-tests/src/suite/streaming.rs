@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use self::client::Session;
 use super::tests;
-use crate::eventually::{Seconds, eventually};
+use crate::eventually::{SOON, eventually};
 use crate::node::{Node, Options, same};
 use crate::objects::Pod;
 use crate::registry::Registry;
@@ -48,7 +48,7 @@ fn descriptors(pid: u32) -> Result<usize> {
 /// Waits until the daemon has no more descriptors open than before.
 fn descriptors_return(node: &Node, before: usize) -> Result<()> {
     let pid = node.daemon_pid()?;
-    eventually(Seconds(15), || {
+    eventually(SOON, || {
         let now = descriptors(pid)?;
         ensure!(now <= before, "{now} descriptors of the daemon, not {before}");
         Ok(())
@@ -73,7 +73,7 @@ fn presence(arguments: &str) -> Presence {
 
 /// Waits until a process with these arguments runs, or until none does.
 fn wait_process(arguments: &str, wanted: Presence) -> Result<()> {
-    eventually(Seconds(15), || same(arguments, &presence(arguments), &wanted))
+    eventually(SOON, || same(arguments, &presence(arguments), &wanted))
 }
 
 fn an_exec_gives_both_streams_and_the_code(node: &mut Node, _: &mut Registry) -> Result<()> {
@@ -118,10 +118,10 @@ fn an_exec_has_a_terminal(node: &mut Node, _: &mut Registry) -> Result<()> {
     for transport in TRANSPORTS {
         let command = node.crictl_command(&["exec", "-i", "-t", "-r", transport, &id, "sh"]);
         let mut session = Session::on_terminal(&command, 33, 101)?;
-        session.write("stty size\n")?;
-        session.says("33 101")?;
+        // A size travels beside the other streams.
+        session.write("until stty size | grep '33 101'; do usleep 20000; done\n")?;
+        session.says("33 101\r\n")?;
         session.resize(44, 144)?;
-        // The size travels beside what is typed.
         session.write("until stty size | grep '44 144'; do usleep 20000; done; tty; exit 7\n")?;
         session.says("44 144\r\n")?;
         session.says("/dev/pts/")?;
@@ -162,7 +162,7 @@ fn an_attached_client_talks_and_others_listen(node: &mut Node, _: &mut Registry)
         talks.close_input();
         talks.end()?;
         let heard = listens.text().len();
-        eventually(Seconds(20), || {
+        eventually(SOON, || {
             ensure!(listens.text().len() > heard, "the other client hears nothing more");
             Ok(())
         })?;

@@ -4,16 +4,14 @@ use std::io::{Read, Write as _};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::pty::{OpenptFlags, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use crate::eventually::{Seconds, eventually};
-
-/// What a session says takes no longer unless it hangs.
-const PATIENCE: Seconds = Seconds(15);
+use crate::eventually::{SOON, eventually};
 
 /// A running client; dropping it kills it.
 #[derive(Debug)]
@@ -21,6 +19,7 @@ pub(crate) struct Session {
     child: Child,
     input: Option<File>,
     output: Arc<Mutex<Vec<u8>>>,
+    gatherers: Vec<JoinHandle<()>>,
     /// The side of a terminal that a user sees.
     terminal: Option<OwnedFd>,
 }
@@ -31,10 +30,12 @@ impl Session {
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let output = Arc::default();
-        gather(child.stdout.take().context("stdout")?, &output);
-        gather(child.stderr.take().context("stderr")?, &output);
+        let gatherers = vec![
+            gather(child.stdout.take().context("stdout")?, &output),
+            gather(child.stderr.take().context("stderr")?, &output),
+        ];
         let input = child.stdin.take().map(|stdin| File::from(OwnedFd::from(stdin)));
-        Ok(Self { child, input, output, terminal: None })
+        Ok(Self { child, input, output, gatherers, terminal: None })
     }
 
     /// Starts a client on a terminal of this size, which controls it.
@@ -53,9 +54,9 @@ impl Session {
             .stderr(other)
             .spawn()?;
         let output = Arc::default();
-        gather(File::from(terminal.try_clone()?), &output);
+        let gatherers = vec![gather(File::from(terminal.try_clone()?), &output)];
         let input = Some(File::from(terminal.try_clone()?));
-        Ok(Self { child, input, output, terminal: Some(terminal) })
+        Ok(Self { child, input, output, gatherers, terminal: Some(terminal) })
     }
 
     /// Gives its terminal another size.
@@ -78,19 +79,23 @@ impl Session {
 
     /// Waits until it says something.
     pub(super) fn says(&self, what: &str) -> Result<()> {
-        eventually(PATIENCE, || {
+        eventually(SOON, || {
             let text = self.text();
             ensure!(text.contains(what), "no {what:?} in {text:?}");
             Ok(())
         })
     }
 
-    /// Waits until it ends by itself.
+    /// Waits until it ends by itself, and for the last that it said.
     pub(super) fn end(&mut self) -> Result<(ExitStatus, String)> {
-        let status = eventually(PATIENCE, || {
+        let status = eventually(SOON, || {
             self.child
                 .try_wait()?
                 .with_context(|| format!("the client still runs; it said {:?}", self.text()))
+        })?;
+        eventually(SOON, || {
+            ensure!(self.gatherers.iter().all(JoinHandle::is_finished), "what it said has no end");
+            Ok(())
         })?;
         Ok((status, self.text()))
     }
@@ -115,12 +120,12 @@ fn size(rows: u16, columns: u16) -> Winsize {
 }
 
 /// Collects what comes, until the end; a terminal ends with an error.
-fn gather(mut from: impl Read + Send + 'static, into: &Arc<Mutex<Vec<u8>>>) {
+fn gather(mut from: impl Read + Send + 'static, into: &Arc<Mutex<Vec<u8>>>) -> JoinHandle<()> {
     let into = Arc::clone(into);
     std::thread::spawn(move || {
         let mut chunk = [0; 4096];
         while let Ok(count @ 1..) = from.read(&mut chunk) {
             into.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&chunk[..count]);
         }
-    });
+    })
 }
