@@ -3,7 +3,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::tests;
-use crate::eventually::{Seconds, eventually};
+use crate::eventually::{SOON, eventually};
 use crate::node::{BUSYBOX, Node, same};
 use crate::registry::Registry;
 
@@ -41,7 +41,7 @@ fn files(node: &Node, name: &str, command: &[&str]) -> Result<(String, String)> 
 
 fn walks_a_pod_through_its_life(node: &mut Node, _: &mut Registry) -> Result<()> {
     node.crictl(&["pull", BUSYBOX])?;
-    let script = "echo to stdout; echo to stderr >&2; trap 'exit 7' TERM; while :; do sleep 0.05; done";
+    let script = "trap 'exit 7' TERM; echo to stdout; echo to stderr >&2; while :; do sleep 0.05; done";
     let (pod_file, container_file) = files(node, "life", &["sh", "-c", script])?;
 
     let pod = node.crictl(&["runp", &pod_file])?.trim().to_owned();
@@ -58,7 +58,7 @@ fn walks_a_pod_through_its_life(node: &mut Node, _: &mut Registry) -> Result<()>
 
     // crictl ends what it shows with lines of its own.
     same("exec", &node.crictl(&["exec", "-s", &container[..PREFIX], "echo", "hi"])?.trim_end(), &"hi")?;
-    let logs = eventually(Seconds(20), || {
+    let logs = eventually(SOON, || {
         let text = node.crictl(&["logs", &container[..PREFIX]])?;
         ensure!(text.contains("to stdout"), "logs {text:?}");
         Ok(text)
@@ -123,7 +123,7 @@ fn statistics(node: &Node, pod: &str, container: &str) -> Result<()> {
 }
 
 fn ends(node: &Node, pod: &str, container: &str) -> Result<()> {
-    node.crictl(&["stop", "--timeout", "10", &container[..PREFIX]])?;
+    node.crictl(&["stop", "--timeout", "60", &container[..PREFIX]])?;
     let inspected = node.crictl_json(&["inspect", container])?;
     same("exit code", &inspected["status"]["exitCode"], &json!(7))?;
     same("reason", &inspected["status"]["reason"], &json!("Error"))?;
@@ -292,7 +292,7 @@ fn configures(node: &Node) -> Result<()> {
     std::fs::write(&file, "")?;
     let crictl = |arguments: &[&str]| {
         let mut command = std::process::Command::new(crate::paths::tools().join("crictl"));
-        crate::command::output(command.args(["--config", &file]).args(arguments))
+        crate::command::output(command.args(["--config", &file, "--timeout", "180s"]).args(arguments))
     };
     let endpoint = format!("unix://{}", node.socket().display());
     crictl(&["config", "--set", &format!("runtime-endpoint={endpoint},image-endpoint={endpoint}")])?;
@@ -384,14 +384,14 @@ fn follows_events(node: &mut Node, _: &mut Registry) -> Result<()> {
         // Nothing tells when the client listens: containers are started until one is seen.
         let other = node.run(node.pod(&format!("other-{form}")))?;
         let mut number = 0;
-        let seen = eventually(Seconds(10), || {
+        let seen = eventually(SOON, || {
             number += 1;
             node.launch(&other, &node.container(&format!("c{number}"), &["true"]))?;
             ensure!(std::fs::read_to_string(&log)?.contains("CONTAINER_STARTED_EVENT"), "no start is told");
             Ok(())
         });
         let stopped = seen.and_then(|()| node.cri.stop(&id, 0).map_err(Into::into)).and_then(|()| {
-            eventually(Seconds(20), || {
+            eventually(SOON, || {
                 let text = std::fs::read_to_string(&log)?;
                 ensure!(text.contains(expected) && text.contains(&id), "{expected} of {id} in {text}");
                 Ok(())

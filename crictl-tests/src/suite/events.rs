@@ -15,7 +15,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
 use super::tests;
-use crate::eventually::{Seconds, eventually};
+use crate::eventually::{SOON, eventually};
 use crate::node::{Node, same};
 use crate::objects::Pod;
 use crate::paths;
@@ -33,7 +33,7 @@ tests![
 ];
 
 /// How long an event may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 /// For one container of a flood on a busy machine.
 const EACH_MAX: Duration = Duration::from_secs(1);
 /// More events than the daemon keeps for a listener, and than fit into the connection.
@@ -117,7 +117,11 @@ fn tells_a_pods_life_in_order(node: &mut Node, _: &mut Registry) -> Result<()> {
     let listener = Listener::new(node)?;
     let pod = node.run(node.pod("life"))?;
     let beside = node.launch(&pod, &node.container("beside", &["sleep", "1000"]))?;
-    let id = node.launch(&pod, &node.container("main", &["sh", "-c", "sleep 0.2; exit 3"]))?;
+    let id = node.launch(
+        &pod,
+        &node.container("main", &["sh", "-c", "until [ -e /end ]; do usleep 20000; done; exit 3"]),
+    )?;
+    node.exec(&id, &["touch", "/end"])?;
     node.wait_exit(&id)?;
     node.cri.remove(&id)?;
     node.cri.stop_pod(&pod.id)?;
@@ -251,7 +255,7 @@ fn a_dead_pid_1_is_known_after_a_restart(node: &mut Node, _: &mut Registry) -> R
     let id = node.launch(&pod, &config)?;
     kill_pid_1(&pod)?;
     let lost = || same("state", &node.cri.pod_status(&pod.id)?.state(), &PodSandboxState::SandboxNotready);
-    eventually(Seconds(20), lost)?;
+    eventually(SOON, lost)?;
     let pid = node.crictl_json(&["inspect", &id])?["info"]["pid"].to_string();
     node.signal_daemon(Signal::KILL)?;
     std::fs::write(format!("/proc/{pid}/root/end"), "")?;
@@ -386,7 +390,17 @@ fn crictl_shows_events(node: &mut Node, _: &mut Registry) -> Result<()> {
     let pod = node.run(node.pod("shown"))?;
     let endpoint = format!("unix://{}", node.socket().display());
     let mut crictl = Command::new(paths::tools().join("crictl"))
-        .args(["--config", "/dev/null", "--runtime-endpoint", &endpoint, "events", "-o", "json"])
+        .args([
+            "--config",
+            "/dev/null",
+            "--timeout",
+            "180s",
+            "--runtime-endpoint",
+            &endpoint,
+            "events",
+            "-o",
+            "json",
+        ])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?;

@@ -3,6 +3,7 @@ use anyhow::{Context as _, Result, ensure};
 use crisp_proto::cri;
 
 use super::tests;
+use crate::eventually::{SOON, eventually};
 use crate::node::{Node, same};
 use crate::registry::Registry;
 
@@ -17,7 +18,7 @@ fn walk(node: &mut Node, handler: &str) -> Result<()> {
     warm_up(node, handler)?;
     let pod = node.run_with(node.pod(handler), handler)?;
     same("handler", &node.cri.pod_status(&pod.id)?.runtime_handler.as_str(), &handler)?;
-    let script = "echo started; trap 'echo ended; exit 6' TERM; while :; do sleep 0.05; done";
+    let script = "trap 'echo ended; exit 6' TERM; echo started; while :; do sleep 0.05; done";
     let mut config = node.container("c", &["sh", "-c", script]);
     let linux = config.linux.get_or_insert_default();
     linux.resources.get_or_insert_default().memory_limit_in_bytes = 64 << 20;
@@ -40,7 +41,11 @@ fn walk(node: &mut Node, handler: &str) -> Result<()> {
         node.cri.runtime(|mut c| async move { c.container_stats(request).await })?.stats.context("stats")?;
     let memory = stats.memory.and_then(|memory| memory.working_set_bytes).context("memory")?;
     ensure!(memory.value > 0, "memory {memory:?}");
-    node.cri.stop(&id, 20)?;
+    eventually(SOON, || {
+        ensure!(!node.log(&pod, &config)?.is_empty(), "the trap is set");
+        Ok(())
+    })?;
+    node.cri.stop(&id, 60)?;
     same("exit code", &node.cri.container_status(&id)?.exit_code, &6)?;
     let log: Vec<String> = node.log(&pod, &config)?.into_iter().map(|line| line.text).collect();
     same("log", &log, &vec!["started".to_owned(), "ended".to_owned()])?;

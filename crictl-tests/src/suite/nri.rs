@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use crisp_proto::cri::ContainerState;
 
 use super::tests;
-use crate::eventually::{Seconds, eventually};
+use crate::eventually::{SOON, eventually};
 use crate::node::{Node, Options, same};
 use crate::plugin::{Adjustment, Linux, Mount, Plugin, Reply, Resources, Variable};
 use crate::registry::Registry;
@@ -37,12 +37,12 @@ tests![
 /// Where plugins register: a node's folder is known before it starts.
 const DIR: &str = "/run/t/1";
 /// What a request may take.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(6);
 
 fn plugins() -> Options {
     let more = format!(
         "[nri]\nenabled = true\nsocket = \"{DIR}/nri.sock\"\nplugin_dir = \"{DIR}/plugins\"\n\
-         plugin_config_dir = \"{DIR}/conf.d\"\nrequest_timeout = \"3s\"\nregistration_timeout = \"2s\"\n"
+         plugin_config_dir = \"{DIR}/conf.d\"\nrequest_timeout = \"6s\"\nregistration_timeout = \"5s\"\n"
     );
     Options { more, ..Options::default() }
 }
@@ -73,7 +73,7 @@ fn a_life_is_told_in_order(node: &mut Node, _: &mut Registry) -> Result<()> {
         "StopContainer",
     ];
     let life = life.map(str::to_owned).to_vec();
-    eventually(Seconds(20), || same("told of its end", &plugin.about(&by_itself), &life))?;
+    eventually(SOON, || same("told of its end", &plugin.about(&by_itself), &life))?;
     let whole: Vec<String> = life.into_iter().chain(["RemoveContainer".to_owned()]).collect();
     same("told of the other one", &plugin.about(&asked), &whole)?;
     node.cri.stop_pod(&pod.id)?;
@@ -141,7 +141,7 @@ fn two_plugins_that_want_the_same_are_named(node: &mut Node, _: &mut Registry) -
     let error = refused.err().context("both got their way")?;
     ensure!(error.message().contains("plugins 10-test and 20-test both set Env MINE"), "{error}");
     drop(second);
-    eventually(Seconds(20), || {
+    eventually(SOON, || {
         node.cri
             .create(&pod.id, &node.container("c", &["true"]), &pod.config)
             .context("after one of them left")
@@ -203,7 +203,7 @@ fn a_plugin_that_hangs_is_disconnected(node: &mut Node, _: &mut Registry) -> Res
     let began = Instant::now();
     let listed = std::thread::scope(|scope| {
         let listing = scope.spawn(|| -> Result<Duration> {
-            eventually(Seconds(20), || {
+            eventually(SOON, || {
                 ensure!(!hangs.calls().is_empty(), "it is asked");
                 Ok(())
             })?;
@@ -221,7 +221,7 @@ fn a_plugin_that_hangs_is_disconnected(node: &mut Node, _: &mut Registry) -> Res
     hangs.wait_closed()?;
     ensure!(good.calls().iter().any(|call| call.method == "RunPodSandbox"), "the other one heard of it");
     let log = fs::read_to_string(node.log_path())?;
-    ensure!(log.contains("10-test") && log.contains("no answer within 3000 ms"), "{}", node.log_tail());
+    ensure!(log.contains("10-test") && log.contains("no answer within 6000 ms"), "{}", node.log_tail());
     let late = late_answers(node)?;
     node.run(node.pod("undisturbed"))?;
     same("late answers", &late_answers(node)?, &late)
@@ -247,7 +247,7 @@ fn a_dead_plugin_holds_up_nothing(node: &mut Node, _: &mut Registry) -> Result<(
     }
     let last = agrees(node, "99")?;
     same("known", &last.synchronized().1.len(), &1)?;
-    eventually(Seconds(20), || {
+    eventually(SOON, || {
         let info = node.crictl_json(&["info"])?;
         ensure!(info["nri"].to_string().contains("99-test"), "{info}");
         ensure!(!info["nri"].to_string().contains("10-test"), "{info}");
@@ -279,7 +279,7 @@ fn a_late_plugin_learns_what_exists_and_may_change_it(node: &mut Node, _: &mut R
     // It has no handler for the stop signal, so the grace would be waited for: somebody shortens it.
     node.cri.stop(&id, 0)?;
     same("state", &node.cri.container_status(&id)?.state(), &ContainerState::ContainerExited)?;
-    eventually(Seconds(20), || {
+    eventually(SOON, || {
         ensure!(
             late.about(&id).last().is_some_and(|method| method == "StopContainer"),
             "{:?}",
@@ -305,14 +305,14 @@ fn installed_plugins_are_started_and_bounded(node: &mut Node, _: &mut Registry) 
     let began = Instant::now();
     node.start_daemon()?;
     ensure!(
-        began.elapsed() < Duration::from_secs(6),
+        began.elapsed() < Duration::from_secs(60),
         "a mute plugin held up the start for {:?}",
         began.elapsed()
     );
     same("what it was given", &fs::read_to_string(&said)?, &"05 mute 3\n".to_owned())?;
     let log = fs::read_to_string(node.log_path())?;
     ensure!(
-        log.contains("05-mute") && log.contains("did not register within 2000 ms"),
+        log.contains("05-mute") && log.contains("did not register within 5000 ms"),
         "{}",
         node.log_tail()
     );

@@ -3,7 +3,7 @@ use anyhow::{Context as _, Result, ensure};
 use crisp_proto::cri;
 
 use super::tests;
-use crate::eventually::{Seconds, eventually};
+use crate::eventually::{SOON, eventually};
 use crate::node::{Node, same};
 use crate::registry::Registry;
 
@@ -25,7 +25,7 @@ fn containers_talk_over_localhost(node: &mut Node, _: &mut Registry) -> Result<(
     let serve = node
         .container("serve", &["sh", "-c", "mkdir /www; echo pong >/www/ping; exec httpd -f -p 8080 -h /www"]);
     node.launch(&pod, &serve)?;
-    let fetch = "for i in $(seq 100); do wget -q -O - http://127.0.0.1:8080/ping && exit 0; usleep 50000; done; exit 1";
+    let fetch = "for i in $(seq 600); do wget -q -O - http://127.0.0.1:8080/ping && exit 0; usleep 50000; done; exit 1";
     let fetch = node.container("fetch", &["sh", "-c", fetch]);
     let (code, log) = node.run_to_end(&pod, &fetch)?;
     same("exit code", &code, &0)?;
@@ -102,12 +102,16 @@ fn shared_process_namespace_is_reaped(node: &mut Node, _: &mut Registry) -> Resu
     let mut second = node.container("b", &["sleep", "1000"]);
     in_namespaces(&mut second, &options);
     let second = node.launch(&pod, &second)?;
-    let seen = node.exec(&second, &["ps", "-o", "pid,args"])?;
-    ensure!(seen.contains("sleep 4321"), "the other container's process in {seen}");
+    // A moment after its start a program has no arguments yet.
+    eventually(SOON, || {
+        let seen = node.exec(&second, &["ps", "-o", "pid,args"])?;
+        ensure!(seen.contains("sleep 4321"), "the other container's process in {seen}");
+        Ok(())
+    })?;
     ensure!(node.exec(&second, &["sh", "-c", "echo $$"])?.trim() != "1", "the pod has its own PID 1");
     // An orphan goes to PID 1 of the pod, which must take it in.
     node.exec(&second, &["sh", "-c", "(sh -c 'sleep 0.1' &) ; true"])?;
-    eventually(Seconds(20), || {
+    eventually(SOON, || {
         let seen = node.exec(&second, &["ps", "-o", "pid,stat,args"])?;
         ensure!(!seen.contains(" Z") && !seen.contains("sleep 0.1"), "an orphan is left: {seen}");
         Ok(())

@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request};
 
 use super::tests;
-use crate::eventually::{Seconds, eventually};
+use crate::eventually::{SOON, eventually};
 use crate::node::{BUSYBOX, Node, same};
 use crate::objects::parse_log;
 use crate::registry::Registry;
@@ -28,6 +28,9 @@ tests![
 
 /// The kubelet's `runtimeRequestTimeout`.
 const DEADLINE: Duration = Duration::from_secs(120);
+/// What a probe may take that is to end by itself, and one that is not.
+const PROBE: Duration = Duration::from_secs(45);
+const SHORT_PROBE: Duration = Duration::from_secs(3);
 /// Calls that a kubelet was seen to have in flight.
 const AT_ONCE: usize = 7;
 const MASKED: [&str; 4] = ["/proc/acpi", "/proc/kcore", "/proc/keys", "/sys/firmware"];
@@ -257,9 +260,19 @@ impl Kubelet {
 
     /// A probe: its deadline is the usual one and its own limit.
     async fn probe(&mut self, id: &str, command: &[&str]) -> Result<i32, tonic::Status> {
+        self.probe_within(id, command, PROBE).await
+    }
+
+    async fn probe_within(
+        &mut self,
+        id: &str,
+        command: &[&str],
+        limit: Duration,
+    ) -> Result<i32, tonic::Status> {
         let cmd = command.iter().map(|part| (*part).to_owned()).collect();
-        let request = cri::ExecSyncRequest { container_id: id.to_owned(), cmd, timeout: 3 };
-        let answer = self.runtime.exec_sync(within(request, DEADLINE + Duration::from_secs(3))).await?;
+        let timeout = i64::try_from(limit.as_secs()).unwrap_or_default();
+        let request = cri::ExecSyncRequest { container_id: id.to_owned(), cmd, timeout };
+        let answer = self.runtime.exec_sync(within(request, DEADLINE + limit)).await?;
         Ok(answer.into_inner().exit_code)
     }
 
@@ -388,7 +401,7 @@ fn a_kubelet_probes_rotates_and_restarts(node: &mut Node, _: &mut Registry) -> R
     node.cri.together(async {
         let (pod, first) = Box::pin(kubelet.start(&wanted)).await?;
         same("a failing probe", &kubelet.probe(&first, &["false"]).await?, &1)?;
-        let slow = kubelet.probe(&first, &["sleep", "60"]).await;
+        let slow = kubelet.probe_within(&first, &["sleep", "1000"], SHORT_PROBE).await;
         same("a slow probe", &slow.map_err(|status| status.code()), &Err(Code::DeadlineExceeded))?;
         rotate(&mut kubelet, &first).await?;
         // The program crashes; a new attempt follows in the same pod, the dead one is collected when a third is there.
@@ -510,14 +523,16 @@ fn a_kubelet_meets_a_new_daemon(node: &mut Node, _: &mut Registry) -> Result<()>
         kept.push(node.cri.together(Box::pin(kubelet.start(wanted)))?);
     }
     node.signal_daemon(Signal::KILL)?;
-    let refused =
-        node.cri.together(kubelet.runtime.list_pod_sandbox(call(cri::ListPodSandboxRequest::default())));
-    match refused {
-        Err(status) if status.code() == Code::Unavailable => {}
-        other => bail!("a list of nobody: {other:?}"),
-    }
+    // A call on the connection that breaks just now fails otherwise.
+    eventually(SOON, || {
+        let list = kubelet.runtime.list_pod_sandbox(call(cri::ListPodSandboxRequest::default()));
+        match node.cri.together(list) {
+            Err(status) if status.code() == Code::Unavailable => Ok(()),
+            other => bail!("a list of nobody: {other:?}"),
+        }
+    })?;
     node.start_daemon()?;
-    eventually(Seconds(10), || node.cri.together(kubelet.versions()))?;
+    eventually(SOON, || node.cri.together(kubelet.versions()))?;
     for (wanted, (pod, container)) in wanted.iter().zip(&kept) {
         node.cri.together(async {
             same("pod", &kubelet.pod_status(pod).await?.state(), &cri::PodSandboxState::SandboxReady)?;

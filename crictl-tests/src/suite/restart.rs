@@ -6,7 +6,7 @@ use crisp_proto::cri;
 use rustix::process::Signal;
 
 use super::tests;
-use crate::eventually::{Seconds, eventually};
+use crate::eventually::{SOON, eventually};
 use crate::node::{BUSYBOX, Node, Options, same};
 use crate::objects::Pod;
 use crate::registry::Registry;
@@ -40,13 +40,17 @@ fn a_killed_daemon_loses_no_line_and_no_exit_code(node: &mut Node, _: &mut Regis
         counters.push((pod.clone(), counter, id));
         ending.push((pod, ends, ended, code));
     }
-    for (_, _, id) in &counters {
-        node.exec(id, &["sh", "-c", "(usleep 400000; touch /dev/shm/go) >/dev/null 2>&1 </dev/null &"])?;
-    }
+    let pids: Vec<String> = counters
+        .iter()
+        .map(|(_, _, id)| Ok(node.crictl_json(&["inspect", id])?["info"]["pid"].to_string()))
+        .collect::<Result<_>>()?;
     node.signal_daemon(Signal::KILL)?;
+    for pid in pids {
+        std::fs::write(format!("/proc/{pid}/root/dev/shm/go"), "")?;
+    }
     // Everything happens without the daemon: the counters go on and the others end.
     for (pod, ends, _, _) in &ending {
-        eventually(Seconds(10), || {
+        eventually(SOON, || {
             let log = node.log(pod, ends)?;
             ensure!(log.iter().any(|line| line.text == "last words"), "{log:?}");
             Ok(())
@@ -57,7 +61,7 @@ fn a_killed_daemon_loses_no_line_and_no_exit_code(node: &mut Node, _: &mut Regis
     node.start_daemon()?;
     for (_, _, id, code) in &ending {
         // The last words come a moment before the end.
-        let status = eventually(Seconds(20), || {
+        let status = eventually(SOON, || {
             let status = node.cri.container_status(id)?;
             same("state", &status.state(), &cri::ContainerState::ContainerExited)?;
             Ok(status)
@@ -68,7 +72,7 @@ fn a_killed_daemon_loses_no_line_and_no_exit_code(node: &mut Node, _: &mut Regis
     for ((pod, config, id), before) in counters.iter().zip(lines) {
         same("counter", &node.cri.container_status(id)?.state(), &cri::ContainerState::ContainerRunning)?;
         same("pod", &node.cri.pod_status(&pod.id)?.state(), &cri::PodSandboxState::SandboxReady)?;
-        eventually(Seconds(10), || {
+        eventually(SOON, || {
             let now = node.log(pod, config)?.len();
             ensure!(now > before + 20, "the counter goes on: {before} then {now} lines");
             Ok(())
@@ -100,7 +104,7 @@ fn a_terminated_daemon_leaves_pods_running(node: &mut Node, _: &mut Registry) ->
     );
     ensure!(!node.socket().exists() || node.cri.pods().is_err(), "nobody answers");
     let before = node.log(&pod, &config)?.len();
-    eventually(Seconds(20), || {
+    eventually(SOON, || {
         ensure!(node.log(&pod, &config)?.len() > before + 20, "the counter goes on");
         Ok(())
     })?;
@@ -141,7 +145,7 @@ fn a_pod_that_ended_meanwhile_is_known(node: &mut Node, _: &mut Registry) -> Res
     let pid = node.crictl_json(&["inspect", &id])?["info"]["pid"].to_string();
     node.signal_daemon(Signal::KILL)?;
     crate::command::run(std::process::Command::new("kill").args(["-KILL", &pid]))?;
-    eventually(Seconds(20), || {
+    eventually(SOON, || {
         // A zombie whose status its shim has not taken yet would be no end that was missed.
         ensure!(!std::path::Path::new("/proc").join(&pid).exists(), "process {pid} is there");
         Ok(())

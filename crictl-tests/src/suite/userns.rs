@@ -10,6 +10,7 @@ use rustix::process::Signal;
 
 use super::tests;
 use crate::command::run;
+use crate::eventually::{SOON, eventually};
 use crate::node::{Node, same};
 use crate::objects::Pod;
 use crate::registry::Registry;
@@ -263,7 +264,7 @@ fn containers_of_the_pod_share_what_it_owns(node: &mut Node, _: &mut Registry) -
         config
     };
     node.launch(&pod, &with("first", "echo hello >/dev/shm/note; exec sleep 4321"))?;
-    let script = "until [ -s /dev/shm/note ]; do usleep 10000; done; cat /dev/shm/note; ps -o args | grep -c '[s]leep 4321'; \
+    let script = "until [ -s /dev/shm/note ] && pidof sleep >/dev/null; do usleep 10000; done; cat /dev/shm/note; ps -o args | grep -c '[s]leep 4321'; \
         cat /proc/sys/kernel/shm_rmid_forced /proc/sys/net/core/somaxconn /proc/sys/fs/mqueue/msg_max; \
         kill -0 $(pidof sleep) && echo reachable; grep -c mqueue /proc/mounts";
     let text = node.printed(&pod, &with("second", script))?;
@@ -399,7 +400,7 @@ fn by_program(node: &mut Node, handler: &str) -> Result<()> {
     ];
     let id = node.launch(&pod, &config)?;
     check_exec(node, &id)?;
-    same("owner", &owner(&data.join("x"))?, &(0, 0))
+    eventually(SOON, || same("owner", &owner(&data.join("x"))?, &(0, 0)))
 }
 
 fn runc_enters_user_namespaces(node: &mut Node, _: &mut Registry) -> Result<()> {
