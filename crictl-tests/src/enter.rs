@@ -206,12 +206,14 @@ fn remove_cgroup(path: &Path) {
 
 /// Cgroups of runs that were killed; those of live runs hold processes and stay.
 fn remove_stale(hierarchies: &[Hierarchy]) {
+    let own = std::process::id().to_string();
     for hierarchy in hierarchies {
         let Ok(entries) = fs::read_dir(&hierarchy.mount_point) else { continue };
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             let Some(pid) = name.strip_prefix(CGROUP_PREFIX) else { continue };
-            if !Path::new("/proc").join(pid).exists() {
+            // One with our own process id is not ours: it is not made yet.
+            if pid == own || !Path::new("/proc").join(pid).exists() {
                 remove_cgroup(&entry.path());
             }
         }
