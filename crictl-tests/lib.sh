@@ -10,6 +10,16 @@ need_root() {
     [ "$(id -u)" = 0 ] || die "root is required (namespaces, mounts, cgroups): sudo $1"
 }
 
+# Runs what fetches from the network: what fails there for a moment is asked again.
+fetch() {
+    for try in 1 2 3; do
+        "$@" && return
+        say "try $try failed: $*"
+        sleep 15
+    done
+    "$@"
+}
+
 # packages FILE:PACKAGE…: installs the packages whose file is missing.
 packages() {
     missing=""
@@ -19,9 +29,12 @@ packages() {
     [ -n "$missing" ] || return 0
     command -v apt-get >/dev/null || die "please install:$missing"
     say "apt-get install$missing"
-    apt-get update -qq
+    export DEBIAN_FRONTEND=noninteractive
+    # Another apt of this machine is waited for.
+    lock=-oDPkg::Lock::Timeout=600
+    fetch apt-get $lock update -qq
     # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+    fetch apt-get $lock install -y -qq --no-install-recommends $missing >/dev/null
 }
 
 # Under sudo root's PATH may lack the cargo that rustup gave the caller. Their toolchains are used; the registry is root's own, so

@@ -1,7 +1,15 @@
 //! Programs that the tests call.
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+
+use crate::eventually::pause;
+
+/// Tries of what fetches from the network.
+const FETCHES_MAX: u32 = 4;
+/// Between two of them.
+const FETCH_PAUSE: Duration = Duration::from_secs(15);
 
 /// Runs the program; its output is shown only in the error.
 ///
@@ -18,6 +26,21 @@ pub fn run(command: &mut Command) -> Result<Output> {
         );
     }
     Ok(output)
+}
+
+/// Runs a program that fetches from the network: what fails there for a moment, or holds a lock, is asked again.
+///
+/// # Errors
+/// The last error of [`run`], after [`FETCHES_MAX`] tries.
+pub fn fetch(command: &mut Command) -> Result<Output> {
+    for number in 1..FETCHES_MAX {
+        match run(command) {
+            Ok(output) => return Ok(output),
+            Err(error) => crate::say!("try {number} of {FETCHES_MAX}: {error:#}"),
+        }
+        pause(FETCH_PAUSE);
+    }
+    run(command)
 }
 
 /// What the program printed on stdout.

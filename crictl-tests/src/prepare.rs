@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::command::run;
+use crate::command::fetch;
 use crate::say;
 use crate::{images, paths};
 
@@ -51,11 +51,15 @@ fn packages() -> Result<()> {
         return Ok(());
     }
     say!("apt-get install {}", missing.join(" "));
-    run(Command::new("apt-get").arg("update").arg("-qq"))?;
-    run(Command::new("apt-get")
-        .args(["install", "-y", "-qq", "--no-install-recommends"])
-        .args(&missing)
-        .env("DEBIAN_FRONTEND", "noninteractive"))?;
+    // Another apt of this machine is waited for.
+    const LOCK: &str = "-oDPkg::Lock::Timeout=600";
+    fetch(Command::new("apt-get").args([LOCK, "update", "-qq"]))?;
+    fetch(
+        Command::new("apt-get")
+            .args([LOCK, "install", "-y", "-qq", "--no-install-recommends"])
+            .args(&missing)
+            .env("DEBIAN_FRONTEND", "noninteractive"),
+    )?;
     Ok(())
 }
 
@@ -73,7 +77,7 @@ fn tools() -> Result<()> {
         say!("go {} {package}", verb.join(" "));
         let mut go = Command::new("go");
         go.arg(verb[0]).arg("-C").arg(&module).args(&verb[1..]);
-        run(go.arg("-ldflags=-s -w").arg("-o").arg(bin.join(name)).arg(package))?;
+        fetch(go.arg("-ldflags=-s -w").arg("-o").arg(bin.join(name)).arg(package))?;
     }
     fs::write(stamp, pins)?;
     Ok(())

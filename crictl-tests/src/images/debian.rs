@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::command::{output, run};
+use crate::command::{fetch, output, run};
 
 /// What the images are made of.
 const PACKAGES: [&str; 5] = ["busybox-static", "dash", "nginx", "procps", "util-linux"];
@@ -33,12 +33,19 @@ impl Debian {
         // An empty status makes apt fetch every dependency, whatever this machine has installed.
         let status = dir.join("status");
         fs::write(&status, "")?;
-        run(Command::new("apt-get")
+        let mut download = Command::new("apt-get");
+        download
             .args(["-qq", "-y", "--download-only", "--no-install-recommends"])
             .arg(format!("-oDir::State::status={}", status.display()))
             .arg(format!("-oDir::Cache::archives={}", archives.display()))
             .args(["-oAPT::Sandbox::User=root", "-oAcquire::Retries=3", "install"])
-            .args(PACKAGES))?;
+            .args(PACKAGES);
+        if let Err(error) = run(&mut download) {
+            // The lists of this machine may be older than what the archive still has.
+            crate::say!("apt-get update, since {error:#}");
+            fetch(Command::new("apt-get").args(["-qq", "update"]))?;
+            fetch(&mut download)?;
+        }
         for entry in fs::read_dir(&archives)? {
             let path = entry?.path();
             if path.extension().is_some_and(|ext| ext == "deb") {
