@@ -200,7 +200,7 @@ fn critest(node: &Node, suite: &Suite) -> Result<PathBuf> {
     fs::write(&empty, "")?;
     let log = fs::File::create(reports.join("critest.log"))?;
     let mut command = Command::new(paths::tools().join("ginkgo"));
-    command.args(["--nodes", &PARALLEL.to_string(), "--seed", &suite.seed.to_string(), "--timeout", "40m"]);
+    command.args(["--nodes", &PARALLEL.to_string(), "--seed", &suite.seed.to_string(), "--timeout", "2h"]);
     command.args(["--no-color", "--skip", "benchmark", "--json-report", "critest.json"]);
     command.arg("--output-dir").arg(&reports);
     if suite.seed != 1 {
