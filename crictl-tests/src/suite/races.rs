@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use tonic::{Code, Status};
 
 use super::tests;
-use crate::eventually::{Seconds, eventually, pause};
+use crate::eventually::{SOON, eventually, pause};
 use crate::node::{BUSYBOX, Node, Options, Warm, same};
 use crate::registry::Registry;
 
@@ -295,7 +295,7 @@ fn a_daemon_killed_in_a_pull_leaves_no_half_image(node: &mut Node, _: &mut Regis
         same("printed", &node.printed(&pod, &node.container("c", &["echo", "whole"]))?.as_str(), &"whole")?;
         node.remove_all()?;
         node.cri.remove_image(BUSYBOX)?;
-        eventually(Seconds(20), || same("stored", &stored(node)?, &nothing))
+        eventually(SOON, || same("stored", &stored(node)?, &nothing))
             .with_context(|| format!("round {round}"))?;
     }
     Ok(())
