@@ -11,7 +11,7 @@ use crate::images::{Compression, Tree, catalog, layer};
 use crate::{paths, say};
 
 /// What scripts may take together, in seconds; the processor is emulated.
-const SCRIPTS_SECONDS: u32 = 1800;
+const SCRIPTS_SECONDS: u32 = 3600;
 /// The same for the conformance suite.
 const CRITEST_SECONDS: u32 = 3 * 3600;
 /// Memory of the machine, in MiB.

@@ -1,7 +1,7 @@
 # Sourced by the scripts of the machine: a daemon with its tools on the path.
 export PATH="/share:$PATH"
 endpoint=unix:///run/crisp/crisp.sock
-cri() { crictl --config /dev/null --timeout 60s --runtime-endpoint $endpoint --image-endpoint $endpoint "$@"; }
+cri() { crictl --config /dev/null --timeout 300s --runtime-endpoint $endpoint --image-endpoint $endpoint "$@"; }
 ok() { echo "ok $*"; }
 fail() {
     echo "FAILED: $*"
@@ -22,7 +22,7 @@ serve() {
     : >/run/daemon.out
     crisp serve >/run/daemon.out 2>>/run/daemon.log &
     daemon=$!
-    eventually 60 test -s /run/daemon.out || fail "the daemon does not get ready"
+    eventually 300 test -s /run/daemon.out || fail "the daemon does not get ready"
 }
 # The kernel's SELinux needs a policy, which no init has loaded: the node's root is not labelled.
 load_selinux_policy() {
