@@ -17,6 +17,9 @@ pub(crate) const OCI_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 pub(crate) const OCI_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 pub(crate) const OCI_TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 
+/// Longest wait for what must come: more than a loaded machine needs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A layer: what travels and what it is.
 #[derive(Clone)]
 pub(crate) struct Layer {
@@ -153,13 +156,13 @@ pub(crate) struct Node {
     pub(crate) images: ImageStore,
 }
 
-/// A configuration for tests: quick to give up, no files of the machine.
+/// A configuration for tests: quick to try again, patient with a slow machine, no files of the machine.
 pub(crate) fn config() -> RegistryConfig {
     let mut config = RegistryConfig::default();
     config.config_roots = Vec::new();
     config.proxy = ProxySource::Off;
     config.retry_pause = Duration::from_millis(5);
-    config.silence_max = Duration::from_secs(10);
+    config.silence_max = Duration::from_secs(600);
     config.platform =
         Some(Platform { os: "linux".into(), architecture: "amd64".into(), variant: "v2".into() });
     config
@@ -181,7 +184,7 @@ impl Node {
         let Self { dir, layers, images } = self;
         drop((layers, images));
         // The old store is closed once its cleaner has ended.
-        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        let deadline = std::time::Instant::now() + PATIENCE;
         let layers = loop {
             match LayerStore::open(dir.path()) {
                 Err(SnapshotError::InUse { .. }) if std::time::Instant::now() < deadline => {
@@ -231,9 +234,7 @@ pub(crate) async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), wait)
-        .await
-        .unwrap_or_else(|_| panic!("not in time: {what}"));
+    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("not in time: {what}"));
 }
 
 /// A whole error, as a log would have it.

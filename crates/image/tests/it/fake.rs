@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 /// A request as it came.
 #[derive(Debug, Clone)]
@@ -31,7 +32,7 @@ pub(crate) struct Reply {
     pub(crate) body: Vec<u8>,
     /// The connection breaks after so many bytes of the body.
     pub(crate) cut: Option<usize>,
-    /// The connection stays open and silent after so many bytes of the body.
+    /// The connection stays open and silent after so many bytes of the body, and breaks at [`Fake::end_silence`].
     pub(crate) stall: Option<usize>,
 }
 
@@ -60,6 +61,8 @@ struct Shared {
     log: Mutex<Vec<Request>>,
     hook: Mutex<Option<Hook>>,
     open: Mutex<usize>,
+    /// Whether silent connections break.
+    silence_over: watch::Sender<bool>,
 }
 
 #[derive(Clone)]
@@ -135,6 +138,11 @@ impl Fake {
         self.asked().iter().filter(|line| line.contains(part)).count()
     }
 
+    /// Breaks the connections that are silent; those that become so from now on break at once.
+    pub(crate) fn end_silence(&self) {
+        self.shared.silence_over.send_replace(true);
+    }
+
     /// Connections that are open.
     pub(crate) fn open(&self) -> usize {
         *self.shared.open.lock().unwrap()
@@ -155,7 +163,7 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) -> 
         Some(hook) => hook(&request, seen, good),
         None => good,
     };
-    write(&mut stream, &request, reply).await
+    write(&mut stream, &request, reply, &shared.silence_over).await
 }
 
 async fn read(stream: &mut BufReader<impl AsyncRead + Unpin>) -> std::io::Result<Option<Request>> {
@@ -186,6 +194,7 @@ async fn write(
     stream: &mut BufReader<impl AsyncRead + AsyncWrite + Unpin>,
     request: &Request,
     reply: Reply,
+    silence_over: &watch::Sender<bool>,
 ) -> std::io::Result<()> {
     let mut head = format!("HTTP/1.1 {} X\r\nConnection: close\r\n", reply.status);
     if !reply.headers.iter().any(|(name, _)| name == "Content-Length") {
@@ -202,9 +211,12 @@ async fn write(
     }
     stream.flush().await?;
     if reply.stall.is_some() {
-        // Until the other side gives up.
-        let mut byte = [0];
-        drop(stream.read(&mut byte).await);
+        // Until the other side gives up, or the test has seen what it waited for.
+        let (mut byte, mut over) = ([0], silence_over.subscribe());
+        tokio::select! {
+            given_up = stream.read(&mut byte) => drop(given_up),
+            ended = over.wait_for(|over| *over) => drop(ended),
+        }
         return Ok(());
     }
     stream.shutdown().await

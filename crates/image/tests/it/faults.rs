@@ -1,9 +1,11 @@
 use std::time::{Duration, Instant};
 
 use crisp_domain::ErrorKind;
-use crisp_image::ImageError;
+use crisp_image::{Auth, ImageError};
 
-use crate::content::{Layer, Node, OCI_GZIP, TestImage, chain, config, gzip, layer, noise, tar, zstd};
+use crate::content::{
+    Layer, Node, OCI_GZIP, TestImage, chain, config, eventually, gzip, layer, noise, tar, zstd,
+};
 use crate::fake::{Fake, Reply};
 
 async fn published(layers: &[Layer]) -> (Fake, TestImage, String) {
@@ -72,10 +74,14 @@ async fn layers_that_wait_for_the_bottom_one_come_with_it() {
         true => Reply { stall: Some(10), ..good },
         false => good,
     });
-    let mut config = config();
-    config.silence_max = Duration::from_secs(1);
-    let node = Node::with(config);
-    let image = node.pull(&name).await.unwrap();
+    let node = Node::new();
+    let (images, moved) = (node.images.clone(), name.clone());
+    let pull = tokio::spawn(async move { images.pull(&moved, Auth::Anonymous, &|_| ()).await });
+    // The limit of layers at a time lets the last one begin when the first of the others are done, and wait.
+    eventually("all layers are asked for", || fake.count("blobs/") == 1 + layers.len()).await;
+    assert!(node.layers.list().is_empty());
+    fake.end_silence();
+    let image = pull.await.unwrap().unwrap();
     assert_eq!(image.chain.len(), 12);
     assert!((0..12).all(|n| node.file(&image, &format!("l{n}")).is_some()));
     node.assert_clean().await;
@@ -85,15 +91,19 @@ async fn layers_that_wait_for_the_bottom_one_come_with_it() {
 async fn silence_on_a_connection_leads_to_another_one() {
     let one = layer("a", 500_000);
     let (fake, _, name) = published(std::slice::from_ref(&one)).await;
-    fake.hook(move |request, seen, good| match (is_blob(&request.path, &one), seen) {
-        (true, 0) => Reply { stall: Some(1000), ..good },
-        _ => good,
+    // From its beginning the layer never comes whole.
+    fake.hook(move |request, _, good| {
+        match is_blob(&request.path, &one) && request.header("range").is_none() {
+            true => Reply { stall: Some(1000), ..good },
+            false => good,
+        }
     });
     let mut config = config();
-    config.silence_max = Duration::from_secs(1);
+    config.silence_max = Duration::from_secs(2);
     let node = Node::with(config);
     node.pull(&name).await.unwrap();
-    assert_eq!(fake.log().iter().filter_map(|r| r.header("range")).collect::<Vec<_>>(), ["bytes=1000-"]);
+    // The first of them: a machine that stands still for so long is silent as well.
+    assert_eq!(fake.log().iter().find_map(|r| r.header("range")), Some("bytes=1000-"));
 }
 
 #[tokio::test]
@@ -119,17 +129,21 @@ async fn a_layer_that_breaks_for_good_leaves_nothing() {
     fake.hook(move |request, _, good| match is_blob(&request.path, &big) {
         // Each connection brings the same beginning.
         true => {
-            Reply { cut: Some(1000), ..Reply::status(200).body(good.body) }.with("Content-Length", "500000")
+            Reply { stall: Some(1000), ..Reply::status(200).body(good.body) }.with("Content-Length", "500000")
         }
         false => good,
     });
     let node = Node::new();
-    let error = node.pull(&name).await.unwrap_err();
+    let (images, moved) = (node.images.clone(), name.clone());
+    let pull = tokio::spawn(async move { images.pull(&moved, Auth::Anonymous, &|_| ()).await });
+    eventually("the small layer is here", || node.layers.list().len() == 1).await;
+    fake.end_silence();
+    let error = pull.await.unwrap().unwrap_err();
     assert!(error.is_registry_unavailable(), "{error}");
     assert_eq!(error.kind(), ErrorKind::NotReady);
     assert!(node.images.list().is_empty() && node.images.resolve(&name).unwrap().is_none());
     node.assert_clean().await;
-    node.images.collect().unwrap();
+    assert_eq!(node.images.collect().unwrap().layers, 1);
     assert!(node.layers.list().is_empty());
 }
 
@@ -227,12 +241,12 @@ async fn short_troubles_are_waited_out() {
 
 #[tokio::test]
 async fn a_registry_that_is_away_is_said_to_be() {
-    let gone = Fake::start().await.host();
     let down = Fake::start().await;
     down.hook(|_, _, _| Reply::status(500));
-    // The port of a listener that was closed; nothing else listens there now.
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    drop(gone);
+    // Held for as long as the test runs, and never listened at.
+    let silent = tokio::net::TcpSocket::new_v4().unwrap();
+    silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let closed = silent.local_addr().unwrap();
     for host in [closed.to_string(), down.host(), "no-such-host.invalid".into()] {
         let error = Node::new().pull(&format!("{host}/app:v1")).await.unwrap_err();
         assert!(error.is_registry_unavailable(), "{error}");

@@ -22,13 +22,11 @@ impl Drop for Registry {
     }
 }
 
-/// Starts it on a free port of loopback; its log tells when it listens.
+/// Starts it on a port of loopback that the kernel chooses; its log tells which, and that it listens.
 fn start() -> Registry {
     let dir = tempfile::tempdir().unwrap();
-    // Taken and let go: the registry does not tell which port it chose when it chooses.
-    let host = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let config = format!(
-        "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '{host}'}}\n",
+        "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '127.0.0.1:0'}}\n",
         dir.path().join("data").display()
     );
     let file = dir.path().join("config.yml");
@@ -41,7 +39,11 @@ fn start() -> Registry {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    assert!(lines.any(|line| line.unwrap().contains("listening on")), "the registry ended");
+    let host = lines.find_map(|line| {
+        let address = line.unwrap().split_once("listening on ")?.1.to_owned();
+        Some(address.split(['"', ',']).next()?.to_owned())
+    });
+    let host = host.expect("the registry ended");
     // Its log must have somewhere to go.
     std::thread::spawn(move || lines.for_each(drop));
     Registry { child, host, _dir: dir }
