@@ -98,7 +98,14 @@ pub(crate) struct Records {
     loaded: RwLock<HashMap<SandboxId, Arc<Record>>>,
     /// Of records that could not be read, now or by an earlier daemon.
     aside: Vec<SandboxId>,
-    _lock: OwnedFd,
+    lock: OwnedFd,
+}
+
+impl Drop for Records {
+    fn drop(&mut self) {
+        // Closing is not enough: a program that is just being started has a copy of the descriptor until it runs.
+        let _closed_anyway = rustix::fs::flock(&self.lock, FlockOperation::Unlock);
+    }
 }
 
 impl Records {
@@ -110,7 +117,7 @@ impl Records {
         crisp_store::sweep(&dir).map_err(NetworkError::Record)?;
         let loaded = RwLock::new(load(&dir)?);
         let aside = set_aside_in(&dir)?;
-        Ok(Self { dir, loaded, aside, _lock: lock })
+        Ok(Self { dir, loaded, aside, lock })
     }
 
     /// Sandboxes of which nobody can tell what they hold.

@@ -16,7 +16,7 @@ use crisp_sys::netns::{PodNamespaces, PodNamespacesRequest, create_pod_namespace
 
 const INSIDE: &str = "CRISP_NETWORK_TEST_INSIDE";
 /// Longer than any loaded machine needs, shorter than anybody's patience.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs `body` with a private host, or says that it is not run.
 pub(crate) fn on_private_host(test: &str, body: impl FnOnce(&Path)) {
