@@ -5,8 +5,8 @@ mod support;
 
 use std::os::unix::process::ExitStatusExt;
 
-use crisp_cgroup::{CgroupError, Resources, Version};
-use support::{Top, eventually, layouts, with};
+use crisp_cgroup::{Cgroup, CgroupError, Resources, Version};
+use support::{Top, WAIT_MAX, eventually, layouts, with};
 
 const SIGKILL: i32 = 9;
 
@@ -43,7 +43,7 @@ fn kill_reaches_what_forks_all_the_time() {
         let limit = "ulimit -u unlimited 2>/dev/null; ";
         let mut child = top.run(&cgroup, &format!("{limit}{script}"));
         eventually("many processes", || cgroup.processes().unwrap().len() > 300);
-        cgroup.kill().unwrap();
+        cgroup.kill_within(WAIT_MAX).unwrap();
         assert_eq!(child.wait().unwrap().signal(), Some(SIGKILL));
         cgroup.remove().unwrap();
     }
@@ -71,21 +71,30 @@ fn what_is_frozen_stands_still_until_it_is_thawed() {
     let Some(cgroups) = layouts().into_iter().next() else { return };
     let top = Top::new(&cgroups);
     let cgroup = cgroups.create(&top.at("c"), &Resources::default()).unwrap();
-    let mut child = top.run(&cgroup, "while :; do :; done");
-    let used = || cgroup.cpu_usage_ns().unwrap().unwrap();
-    eventually("it uses the CPU", || used() > 1_000_000);
+    let beside = cgroups.create(&top.at("d"), &Resources::default()).unwrap();
+    let mut children = [&cgroup, &beside].map(|cgroup| top.run(cgroup, "while :; do :; done"));
+    let used_by = |cgroup: &Cgroup| cgroup.cpu_usage_ns().unwrap().unwrap();
+    let used = || used_by(&cgroup);
+    let at_start = used();
+    eventually("it uses the CPU", || used() > at_start + 1_000_000);
     cgroup.freeze().unwrap();
-    let frozen_at = used();
-    let mut looks = 0;
-    eventually("a while passes", || {
-        looks += 1;
-        looks > 1000
-    });
+    let (file, frozen) = match cgroups.version() {
+        Version::V1 => ("freezer.state", "FROZEN"),
+        Version::V2 => ("cgroup.events", "frozen 1"),
+    };
+    // Freezing may take longer than the call waits.
+    eventually("it stands still", || top.read(&cgroup, file).lines().any(|line| line == frozen));
+    let (frozen_at, beside_at) = (used(), used_by(&beside));
+    eventually("what is not frozen gets on", || used_by(&beside) > beside_at + 100_000_000);
     assert!(used() - frozen_at < 5_000_000, "{} ns while frozen", used() - frozen_at);
     cgroup.thaw().unwrap();
     eventually("it goes on", || used() > frozen_at + 10_000_000);
-    cgroup.kill().unwrap();
-    child.wait().unwrap();
+    for cgroup in [&cgroup, &beside] {
+        cgroup.kill().unwrap();
+    }
+    for child in &mut children {
+        child.wait().unwrap();
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@
     reason = "each test binary uses a part, and says what was not run"
 )]
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use crisp_cgroup::{Cgroup, CgroupPath, Cgroups, Version};
 
 /// Longest wait for a condition in a test.
-pub const WAIT_MAX: Duration = Duration::from_secs(20);
+pub const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Every layout that this machine offers: its own, and the cgroup2 beside v1 on a hybrid one. Empty without root.
 pub fn layouts() -> Vec<Cgroups> {
@@ -45,6 +45,8 @@ pub fn with(controller: &str) -> Option<Cgroups> {
     }
     found
 }
+
+const JOINED: &str = "joined";
 
 /// A top-level cgroup that is killed and removed in the end.
 pub struct Top {
@@ -90,7 +92,7 @@ impl Top {
         cgroup
     }
 
-    /// Starts a shell that joins the cgroup, says so, and runs the script.
+    /// Starts a shell that joins the cgroup in every tree, says so, and runs the script. It has joined when this returns.
     pub fn run(&self, cgroup: &Cgroup, script: &str) -> Child {
         let tasks = match cgroup.v2_dir() {
             Some(dir) => vec![dir.join("cgroup.procs")],
@@ -98,13 +100,18 @@ impl Top {
         };
         let joins: String =
             tasks.iter().map(|file| format!("echo 0 > '{}' || exit 99; ", file.display())).collect();
-        let script = format!("{joins} {script}");
-        Command::new("sh")
+        let script = format!("{joins} echo {JOINED}; {script}");
+        let mut child = Command::new("sh")
             .args(["-c", &script])
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .spawn()
-            .unwrap()
+            .unwrap();
+        // No byte more: the rest is the script's.
+        let mut said = [0; JOINED.len() + 1];
+        child.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+        assert_eq!(said[..JOINED.len()], *JOINED.as_bytes());
+        child
     }
 }
 
