@@ -1,5 +1,4 @@
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
 use AppArmorRequest::{Localhost, RuntimeDefault, Unconfined, Unset};
@@ -25,10 +24,13 @@ impl Fake {
     }
 
     /// `script` runs with the profile on stdin.
+    ///
+    /// Written by a child: were it open for writing in this process, parsers that other tests begin at the same time would hold it for
+    /// a moment, too; and what somebody may write to is not executed (ETXTBSY).
     fn parser(self, script: &str) -> Self {
-        let program = self.path("sbin/apparmor_parser");
-        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let write = r#"printf '#!/bin/sh\n%s\n' "$2" >"$1" && chmod 755 "$1""#;
+        let args = ["-c", write, "sh", &self.path("sbin/apparmor_parser"), script];
+        assert!(std::process::Command::new("/bin/sh").args(args).status().unwrap().success());
         self
     }
 
