@@ -228,7 +228,10 @@ impl Server {
                 self.claim(pid, Role::Exec(key));
             }
             Err(error) => {
-                exec.failure.get_or_insert(chain(&error));
+                // Killed with what it began when the time was up, it has not failed.
+                if exec.kill != Kill::TimeUp {
+                    exec.failure.get_or_insert(chain(&error));
+                }
                 self.exec_failed(key);
             }
         }

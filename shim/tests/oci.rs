@@ -55,9 +55,10 @@ fn an_oci_runtime_makes_runs_execs_and_deletes() {
             assert_eq!((exec.code, exec.stdout.as_str()), (3, "in\n"), "{runtime}");
             let failure = pod.daemon.exec(&setup, &setup.exec_process(&["missing"]), 0).unwrap_err();
             assert!(failure.message.contains("missing"), "{runtime}: {failure:?}");
+            // Long enough for the runtime to begin it, so that there is something to kill.
             let exec = pod
                 .daemon
-                .exec(&setup, &setup.exec_process(&["sh", "-c", "setsid sleep 1000 & sleep 1000"]), 500)
+                .exec(&setup, &setup.exec_process(&["sh", "-c", "setsid sleep 1000 & sleep 1000"]), 5000)
                 .unwrap();
             assert!(exec.timed_out, "{runtime}: {exec:?}");
             let exec = pod.daemon.exec(&setup, &setup.exec_process(&["ps"]), 0).unwrap();
@@ -67,6 +68,22 @@ fn an_oci_runtime_makes_runs_execs_and_deletes() {
             pod.daemon.delete(&setup.id).unwrap();
             let root = pod.path().join("runtime-root");
             assert_eq!(std::fs::read_dir(root).map_or(0, Iterator::count), 0, "{runtime}");
+        }
+    });
+}
+
+#[test]
+fn an_exec_whose_time_is_up_while_its_runtime_begins_it_is_timed_out_not_failed() {
+    as_root(|| {
+        hide_unified();
+        for runtime in installed() {
+            let mut pod = Pod::new();
+            let setup = by(&pod, runtime, &["sleep", "1000"]);
+            pod.run(&setup);
+            for _ in 0..5 {
+                let exec = pod.daemon.exec(&setup, &setup.exec_process(&["sleep", "1001"]), 1).unwrap();
+                assert_eq!((exec.timed_out, exec.signal), (true, 9), "{runtime}: {exec:?}");
+            }
         }
     });
 }
