@@ -266,8 +266,9 @@ impl Server {
         self.announce_exec_exit(exec, exit);
     }
 
-    /// Removes an exec's group. One that still holds processes is tried again when the next exec ends.
-    fn remove_group(&mut self, group: Option<ExecGroup>) {
+    /// Removes an exec's group. One that still holds processes is tried again when a child has ended: often the helper that began the
+    /// exec, which may outlive it.
+    pub(crate) fn remove_group(&mut self, group: Option<ExecGroup>) {
         self.leftovers.extend(group);
         self.leftovers.retain(|group| !group.remove());
         self.leftovers.truncate(LEFTOVERS_MAX);

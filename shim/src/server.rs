@@ -277,6 +277,7 @@ impl Server {
                 None => self.unclaimed_ended(pid, ended),
             }
         }
+        self.remove_group(None);
     }
 
     fn unclaimed_ended(&mut self, pid: i32, ended: Ended) {
