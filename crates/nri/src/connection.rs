@@ -331,7 +331,7 @@ async fn write_all(shared: Arc<Shared>, mut socket: OwnedWriteHalf, mut messages
 mod tests {
     use super::*;
     use crate::api;
-    use crate::testing::{Peer, SECOND, pair};
+    use crate::testing::{LIMIT, Peer, pair};
 
     const METHOD: (&str, &str) = ("service", "Method");
 
@@ -349,8 +349,7 @@ mod tests {
             peer.answer(call, &echo);
             peer
         });
-        let answer: api::LinuxNetDevice =
-            connection.call(METHOD, message.into_bytes(), 10 * SECOND).await.unwrap();
+        let answer: api::LinuxNetDevice = connection.call(METHOD, message.into_bytes(), LIMIT).await.unwrap();
         assert_eq!(answer.name, expected);
         drop(peer.join().unwrap());
         assert_eq!(connection.closed().await, "the plugin closed it");
@@ -364,7 +363,7 @@ mod tests {
         let late = connection.call::<api::Empty>(METHOD, Vec::new(), short).await;
         assert_eq!(late, Err(CallError::TimedOut(short)));
         assert!(connection.shared.calls().waiting.is_empty());
-        let call = connection.call::<api::Empty>(METHOD, Vec::new(), 10 * SECOND);
+        let call = connection.call::<api::Empty>(METHOD, Vec::new(), LIMIT);
         let (dead, ()) = tokio::join!(call, async { drop(theirs) });
         assert!(matches!(dead, Err(CallError::Closed(_))), "{dead:?}");
     }
@@ -380,7 +379,7 @@ mod tests {
         }
         connection.close("enough");
         assert_eq!(
-            connection.call::<api::Empty>(METHOD, Vec::new(), SECOND).await,
+            connection.call::<api::Empty>(METHOD, Vec::new(), LIMIT).await,
             Err(CallError::Closed("enough".to_owned()))
         );
     }

@@ -4,6 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use tokio::io::AsyncReadExt as _;
 
 use super::*;
 use crate::State;
@@ -11,7 +12,7 @@ use crate::api::{
     ConfigureRequest, ConfigureResponse, CreateContainerResponse, Empty, KeyValue, RegisterPluginRequest,
     SynchronizeRequest, SynchronizeResponse, UpdateContainersRequest, UpdateContainersResponse,
 };
-use crate::testing::{Peer, SECOND};
+use crate::testing::{LIMIT, Peer};
 use crate::ttrpc::{Request, code};
 
 const RUNTIME: &str = "nri.pkg.api.v1alpha1.Runtime";
@@ -46,7 +47,7 @@ struct Bench {
     plugins: Arc<Plugins>,
 }
 
-async fn bench(request_timeout: Duration) -> Bench {
+async fn bench() -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let settings = Settings {
         runtime_name: "test".to_owned(),
@@ -54,8 +55,8 @@ async fn bench(request_timeout: Duration) -> Bench {
         socket: dir.path().join("nri.sock"),
         plugin_dir: dir.path().join("plugins"),
         plugin_config_dir: dir.path().join("conf"),
-        registration_timeout: 2 * SECOND,
-        request_timeout,
+        registration_timeout: LIMIT,
+        request_timeout: LIMIT,
     };
     let machine = Arc::new(Machine::default());
     let plugins = Plugins::new(settings, Arc::clone(&machine) as Arc<dyn Runtime>);
@@ -122,7 +123,24 @@ async fn eventually(condition: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(10 * SECOND, reached).await.expect("within 10 s");
+    tokio::time::timeout(LIMIT, reached).await.expect("in time");
+}
+
+/// A plugin's `told` and what hears it.
+fn word() -> (tokio::sync::mpsc::Sender<()>, tokio::sync::mpsc::Receiver<()>) {
+    tokio::sync::mpsc::channel(1)
+}
+
+/// What comes of `asked` when its plugin has `heard` and then says nothing for [`LIMIT`]. Only this time is made to pass: what others
+/// need has its own. For a runtime of one thread.
+async fn unanswered<T>(asked: impl Future<Output = T>, mut heard: tokio::sync::mpsc::Receiver<()>) -> T {
+    let silence = async {
+        heard.recv().await.unwrap();
+        tokio::time::pause();
+        tokio::time::advance(LIMIT).await;
+        tokio::time::resume();
+    };
+    tokio::join!(asked, silence).0
 }
 
 fn pod() -> PodSandbox {
@@ -135,7 +153,7 @@ fn container() -> Container {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn plugins_are_asked_in_order_of_index_and_see_each_other() {
-    let bench = bench(2 * SECOND).await;
+    let bench = bench().await;
     assert!(bench.plugins.is_empty());
     let adds = |key: &'static str| -> Script {
         Box::new(move |peer, call, request| {
@@ -162,7 +180,7 @@ async fn plugins_are_asked_in_order_of_index_and_see_each_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_fails_the_request_and_names_the_plugin() {
-    let bench = bench(2 * SECOND).await;
+    let bench = bench().await;
     let refuses: Script = Box::new(|peer, call, _| {
         peer.refuse(call, code::UNKNOWN, "not today\nthank you");
         Some(())
@@ -175,14 +193,18 @@ async fn a_refusal_fails_the_request_and_names_the_plugin() {
     assert!(!bench.plugins.is_empty(), "who says no stays");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_plugin_that_hangs_is_disconnected_and_the_others_go_on() {
-    let bench = bench(Duration::from_millis(100)).await;
-    let _hangs = plugin(&bench, "10", 0, Box::new(|_, _, _| None));
+    let (bench, (told, heard)) = (bench().await, word());
+    let hangs: Script = Box::new(move |_, _, _| {
+        told.blocking_send(()).unwrap();
+        None
+    });
+    let _hangs = plugin(&bench, "10", 0, hangs);
     joined(&bench, 1).await;
     let good = plugin(&bench, "20", 0, no_script());
     joined(&bench, 2).await;
-    bench.plugins.run_pod(pod()).await.unwrap();
+    unanswered(bench.plugins.run_pod(pod()), heard).await.unwrap();
     joined(&bench, 1).await;
     bench.plugins.stop_pod(pod()).await.unwrap();
     bench.plugins.shut_down().await;
@@ -192,7 +214,7 @@ async fn a_plugin_that_hangs_is_disconnected_and_the_others_go_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_plugin_is_forgotten() {
-    let bench = bench(2 * SECOND).await;
+    let bench = bench().await;
     let dies = plugin(&bench, "10", 0, Box::new(|_, _, _| panic!("dies")));
     joined(&bench, 1).await;
     bench.plugins.run_pod(pod()).await.unwrap();
@@ -203,7 +225,7 @@ async fn a_dead_plugin_is_forgotten() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_plugin_gets_state_changes() {
-    let bench = bench(2 * SECOND).await;
+    let bench = bench().await;
     let older: Script = Box::new(|peer, call, request| {
         match request.method.as_str() {
             "StateChange" => peer.answer(call, &Empty {}),
@@ -222,12 +244,14 @@ async fn an_older_plugin_gets_state_changes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_created_around_a_registration_reaches_the_plugin_once() {
-    let bench = bench(2 * SECOND).await;
+    let bench = bench().await;
     let creating = bench.plugins.creation().await;
     let (told, heard) = std::sync::mpsc::channel();
     let sync: Script = Box::new(move |peer, call, request| {
-        let container = CreateContainerRequest::decode(request.payload.as_slice()).ok()?.container?;
-        told.send(container.id).ok()?;
+        if request.method == "CreateContainer" {
+            let container = CreateContainerRequest::decode(request.payload.as_slice()).ok()?.container?;
+            told.send(container.id).ok()?;
+        }
         peer.answer(call, &CreateContainerResponse::default());
         Some(())
     });
@@ -246,12 +270,14 @@ async fn what_is_created_around_a_registration_reaches_the_plugin_once() {
     assert_eq!(plugin.join().unwrap(), ["Configure", "Synchronize", "CreateContainer", "Shutdown"]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_plugin_that_never_registers_is_dropped() {
-    let bench = bench(2 * SECOND).await;
-    let mut silent = UnixStream::connect(&bench.plugins.settings.socket).unwrap();
-    let closed = tokio::task::spawn_blocking(move || std::io::Read::read(&mut silent, &mut [0]).unwrap());
-    assert_eq!(closed.await.unwrap(), 0);
+    let bench = bench().await;
+    let mut silent = tokio::net::UnixStream::connect(&bench.plugins.settings.socket).await.unwrap();
+    // Nothing is under way but the plugin's silence: it is all that time passes for.
+    tokio::time::pause();
+    assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
+    tokio::time::resume();
     let mut bad = Peer::new(UnixStream::connect(&bench.plugins.settings.socket).unwrap());
     let refused = tokio::task::spawn_blocking(move || {
         let name = RegisterPluginRequest {
@@ -267,7 +293,7 @@ async fn a_plugin_that_never_registers_is_dropped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plugin_may_ask_for_changes_by_itself() {
-    let bench = bench(2 * SECOND).await;
+    let bench = bench().await;
     let asks: Script = Box::new(|peer, call, _| {
         let update = |id: &str| ContainerUpdate { container_id: id.to_owned(), ..ContainerUpdate::default() };
         let evict = vec![ContainerEviction { container_id: "e".to_owned(), reason: "why".to_owned() }];
@@ -287,9 +313,9 @@ async fn a_plugin_may_ask_for_changes_by_itself() {
     assert_eq!(*bench.machine.evicted.lock().unwrap(), ["e"]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_validator_has_the_last_word_and_its_silence_is_no() {
-    let bench = bench(Duration::from_millis(200)).await;
+    let (bench, (told, heard)) = (bench().await, word());
     let mut count = 0;
     let validator: Script = Box::new(move |peer, call, request| {
         let request = ValidateContainerAdjustmentRequest::decode(request.payload.as_slice()).ok()?;
@@ -301,7 +327,10 @@ async fn a_validator_has_the_last_word_and_its_silence_is_no() {
                 let reason = "no hooks here".to_owned();
                 peer.answer(call, &ValidateContainerAdjustmentResponse { reject: true, reason });
             }
-            _ => return None,
+            _ => {
+                told.blocking_send(()).unwrap();
+                return None;
+            }
         }
         Some(())
     });
@@ -311,5 +340,5 @@ async fn a_validator_has_the_last_word_and_its_silence_is_no() {
     let create = || bench.plugins.create_container(pod(), container());
     create().await.unwrap();
     assert_eq!(create().await.unwrap_err().to_string(), "plugin 10-p refused the adjustment: no hooks here");
-    assert!(matches!(create().await.unwrap_err(), NriError::Validator { .. }));
+    assert!(matches!(unanswered(Box::pin(create()), heard).await.unwrap_err(), NriError::Validator { .. }));
 }
