@@ -76,10 +76,10 @@ struct LinuxAnswer {
 }
 
 fn enters_user_namespaces(program: &Path) -> bool {
-    if let Some(text) = ask(program, "features") {
+    if let Some(text) = ask(program, "features", ANSWER_MAX) {
         return says_user(&text);
     }
-    ask(program, "--version").is_some_and(|text| crun_version(&text) >= Some(CRUN_SINCE))
+    ask(program, "--version", ANSWER_MAX).is_some_and(|text| crun_version(&text) >= Some(CRUN_SINCE))
 }
 
 fn says_user(text: &str) -> bool {
@@ -93,8 +93,8 @@ fn crun_version(text: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// What the program prints when it ends well.
-fn ask(program: &Path, argument: &str) -> Option<String> {
+/// What the program prints when it ends well; one that says nothing for `limit` is killed.
+fn ask(program: &Path, argument: &str, limit: Duration) -> Option<String> {
     let mut child = Command::new(program)
         .arg(argument)
         .stdin(Stdio::null())
@@ -109,7 +109,7 @@ fn ask(program: &Path, argument: &str) -> Option<String> {
         let read = stdout.take(ANSWER_BYTES_MAX).read_to_string(&mut text);
         let _nobody_waits = tell.send(read.map(|_bytes| text));
     });
-    let text = told.recv_timeout(ANSWER_MAX);
+    let text = told.recv_timeout(limit);
     if text.is_err() {
         tracing::warn!(program = %program.display(), argument, "the program does not answer");
         let _gone = child.kill();
@@ -136,8 +136,10 @@ mod tests {
 
     #[test]
     fn a_program_is_asked_and_may_fail() {
-        assert_eq!(ask(Path::new("/bin/echo"), "hello").as_deref(), Some("hello\n"));
-        assert_eq!(ask(Path::new("/bin/false"), "features"), None);
-        assert_eq!(ask(Path::new("/no/such/program"), "features"), None);
+        let patience = Duration::from_secs(60);
+        assert_eq!(ask(Path::new("/bin/echo"), "hello", patience).as_deref(), Some("hello\n"));
+        assert_eq!(ask(Path::new("/bin/false"), "features", patience), None);
+        assert_eq!(ask(Path::new("/no/such/program"), "features", patience), None);
+        assert_eq!(ask(Path::new("/bin/sleep"), "1000", Duration::from_millis(1)), None);
     }
 }

@@ -207,13 +207,23 @@ mod tests {
 
     use super::*;
 
-    fn runs(holder: &Holder) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", holder.pid())).unwrap_or_default();
-        stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" S"))
+    /// Its letter in `/proc/<pid>/stat`.
+    fn state(holder: &Holder) -> Option<char> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", holder.pid())).ok()?;
+        stat.rsplit(") ").next()?.chars().next()
+    }
+
+    fn waits(holder: &Holder) -> bool {
+        state(holder) == Some('S')
+    }
+
+    /// Its status is not taken before it is dropped: until then it is a zombie.
+    fn has_ended(holder: &Holder) -> bool {
+        state(holder) == Some('Z')
     }
 
     fn eventually(what: &str, holds: impl Fn() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !holds() {
             assert!(Instant::now() < deadline, "{what}");
             std::thread::yield_now();
@@ -224,13 +234,14 @@ mod tests {
     fn a_holder_waits_until_it_is_killed() {
         let holders = Holders::new().unwrap();
         let holder = holders.start(None, Stay::ForGood).unwrap();
-        eventually("it waits", || runs(&holder));
+        eventually("it waits", || waits(&holder));
         // Both ends are its own: that ours are gone changes nothing.
         drop(holders);
-        assert!(runs(&holder));
-        let pid = holder.pid();
+        assert!(!has_ended(&holder));
+        let pidfd = holder.0.as_ref().unwrap().pidfd.try_clone().unwrap();
+        assert!(crisp_sys::pidfd::is_unreaped(&pidfd));
         drop(holder);
-        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+        assert!(!crisp_sys::pidfd::is_unreaped(&pidfd));
     }
 
     #[test]
@@ -238,17 +249,17 @@ mod tests {
         let holders = Holders::new().unwrap();
         let stays = holders.start(None, Stay::ForGood).unwrap();
         let holder = holders.start(None, Stay::WithDaemon).unwrap();
-        eventually("they wait", || runs(&holder) && runs(&stays));
+        eventually("they wait", || waits(&holder) && waits(&stays));
         drop(holders);
-        eventually("it ends", || !runs(&holder));
-        assert!(runs(&stays));
+        eventually("it ends", || has_ended(&holder));
+        assert!(!has_ended(&stays));
     }
 
     #[test]
     fn a_holder_is_small() {
         let holders = Holders::new().unwrap();
         let holder = holders.start(None, Stay::ForGood).unwrap();
-        eventually("it waits", || runs(&holder));
+        eventually("it waits", || waits(&holder));
         let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", holder.pid())).unwrap();
         let private = rollup.lines().find_map(|line| line.strip_prefix("Private_Dirty:")).unwrap();
         let kib: u32 = private.trim().trim_end_matches(" kB").parse().unwrap();

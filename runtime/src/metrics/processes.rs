@@ -67,24 +67,65 @@ fn parse_open_files_max(limits: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
+    use std::process::{Child, Command};
+    use std::time::{Duration, Instant};
 
     use super::*;
 
+    /// A process of one thread. This test's own has threads and descriptors of all others.
+    struct Sleeper(Child);
+
+    impl Sleeper {
+        fn start([input, output]: [OwnedFd; 2]) -> Self {
+            let mut command = Command::new("sleep");
+            command.arg("1000").stdin(input).stdout(output).stderr(null());
+            Self(command.spawn().unwrap())
+        }
+
+        fn pid(&self) -> Pid {
+            Pid::from_child(&self.0)
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            self.0.kill().unwrap();
+            self.0.wait().unwrap();
+        }
+    }
+
+    fn null() -> OwnedFd {
+        fs::File::open("/dev/null").unwrap().into()
+    }
+
     #[test]
-    fn a_process_and_its_descriptors_are_counted() {
-        let me = rustix::process::getpid();
-        let before = look_at(&[me], Some(me.as_raw_nonzero().get()));
-        assert_eq!(before.count, 1);
-        assert!(
-            before.threads >= 1 && before.descriptors >= 3 && before.open_files_max.is_some(),
-            "{before:?}"
-        );
-        // Other tests of this process open and close theirs meanwhile.
-        let _pairs: Vec<_> = (0..500).map(|_| UnixStream::pair().unwrap()).collect();
-        let after = look_at(&[me], None);
-        assert!(after.sockets >= 1000 && after.descriptors >= 1000, "{after:?}");
-        assert_eq!(after.open_files_max, None);
+    fn processes_and_their_descriptors_are_counted() {
+        let (input, output) = UnixStream::pair().unwrap();
+        let (plain, talks) =
+            (Sleeper::start([null(), null()]), Sleeper::start([input.into(), output.into()]));
+        let look = || {
+            let both = look_at(&[plain.pid(), talks.pid()], Some(plain.pid().as_raw_nonzero().get()));
+            [look_at(&[plain.pid()], None), look_at(&[talks.pid()], None), both]
+        };
+        let is_right = |[plain, talks, both]: [Processes; 3]| {
+            // Besides what every child of this test inherits.
+            let sockets = Processes { sockets: plain.sockets + 2, ..plain };
+            (plain.count, plain.threads, plain.open_files_max) == (1, 1, None)
+                && plain.descriptors >= 3
+                && talks == sockets
+                && both.open_files_max.is_some()
+                && (both.count, both.threads) == (2, 2)
+                && both.descriptors == plain.descriptors + talks.descriptors
+                && both.sockets == plain.sockets + talks.sockets
+        };
+        // They open and close libraries first.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !is_right(look()) {
+            assert!(Instant::now() < deadline, "{:?}", look());
+            std::thread::yield_now();
+        }
     }
 
     #[test]
