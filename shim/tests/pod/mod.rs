@@ -21,8 +21,9 @@ use pb::request::Call;
 use prost::Message as _;
 use serde_json::{Value, json};
 
-/// Nothing here takes longer, also on a busy machine.
-pub const LIMIT: Duration = Duration::from_secs(30);
+/// Nothing here takes longer, also on a slow and busy machine. Less than the shim gives a creation or a start, so that the end of these
+/// by its limit does not pass for another one.
+pub const LIMIT: Duration = Duration::from_secs(90);
 
 const V1_CONTROLLERS: [&str; 5] = ["memory", "freezer", "pids", "cpu", "devices"];
 
@@ -54,6 +55,14 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < end, "not within {LIMIT:?}: {what}");
         let _slept = rustix::thread::nanosleep(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 2_000_000 });
     }
+}
+
+/// Waits for the end of a process; that nobody has taken its status yet does not matter.
+pub fn ended(what: &str, pidfd: &OwnedFd) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let limit = Timespec { tv_sec: LIMIT.as_secs() as i64, tv_nsec: 0 };
+    let ready = poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&limit)).unwrap();
+    assert_eq!(ready, 1, "not within {LIMIT:?}: {what}");
 }
 
 /// What confines a process, as `/proc/<pid>/status` names it.
@@ -326,9 +335,12 @@ impl Setup {
         self.dir.join("logs/0.log")
     }
 
-    /// The log's entries without their times.
+    /// The log's entries without their times. What is being written may be seen in part: then it is read again.
     pub fn log(&self) -> Vec<String> {
-        let text = std::fs::read_to_string(self.log_path()).unwrap_or_default();
+        let text = eventually("a log of whole entries", || {
+            let text = std::fs::read_to_string(self.log_path()).unwrap_or_default();
+            (text.is_empty() || text.ends_with('\n')).then_some(text)
+        });
         text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
     }
 
@@ -369,7 +381,7 @@ fn make_rootfs(root: &Path) {
     for dir in ["bin", "dev", "proc", "sys", "tmp", "etc", "root"] {
         std::fs::create_dir_all(root.join(dir)).unwrap();
     }
-    std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    busybox(&["cp".as_ref(), "/bin/busybox".as_ref(), root.join("bin").as_os_str()]);
     std::fs::write(
         root.join("etc/passwd"),
         "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n",
@@ -379,6 +391,20 @@ fn make_rootfs(root: &Path) {
     for applet in String::from_utf8(list.stdout).unwrap().lines().filter(|name| *name != "busybox") {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
+}
+
+/// Writes a program that everybody may execute.
+pub fn write_program(path: &Path, text: &str) {
+    let script = r#"printf %s "$2" >"$1" && chmod 755 "$1""#;
+    let args = ["sh", "-c", script, "sh"].map(std::ffi::OsStr::new);
+    busybox(&[&args[..], &[path.as_os_str(), text.as_ref()]].concat());
+}
+
+/// Programs are written by a child. Were one open for writing in this process, others that tests begin at the same time would hold it
+/// for a moment, too; and what somebody may write to is not executed (ETXTBSY).
+fn busybox(args: &[&std::ffi::OsStr]) {
+    let ended = std::process::Command::new("/bin/busybox").args(args).status().unwrap();
+    assert!(ended.success(), "{args:?}: {ended}");
 }
 
 pub const DEFAULT_CAPS: [&str; 14] = [
