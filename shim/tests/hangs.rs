@@ -11,8 +11,8 @@ use pb::request::Call;
 use pod::{Pod, Setup, as_root, eventually};
 use serde_json::{Value, json};
 
-/// Long before any limit of the shim.
-const SOON: Duration = Duration::from_secs(15);
+/// Long before the shim ends a creation that hangs by itself, which is after 100 s.
+const SOON: Duration = Duration::from_secs(50);
 
 fn hook(script: &str) -> Value {
     json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"]})
@@ -111,14 +111,12 @@ fn a_hook_that_hangs_does_not_outlive_the_shim() {
         let script = format!("echo $$ > {}; sleep 1000; sleep 1000", mark.display());
         setup.spec["hooks"] = json!({"createRuntime": [hook(&script)]});
         let create = pod.daemon.begin_create(&setup);
-        let pid: i32 =
-            eventually("the hook", || std::fs::read_to_string(&mark).ok()?.trim_end().parse().ok());
+        let pid = eventually("the hook", || std::fs::read_to_string(&mark).ok()?.trim_end().parse().ok());
+        let hook = crisp_sys::pidfd::open(pid).unwrap();
         let shutdown = pod.daemon.send(Call::Shutdown(pb::Shutdown {}), &[]);
         let [created, ended] = pod.daemon.answers([create, shutdown]);
         assert!(created.is_err() && ended.is_ok(), "{created:?} {ended:?}");
-        eventually("the hook's end", || {
-            (!std::path::Path::new(&format!("/proc/{pid}")).exists()).then_some(())
-        });
+        pod::ended("the hook's end", &hook);
     });
 }
 
@@ -199,7 +197,7 @@ fn late_hooks_get_the_state_and_a_limited_time() {
     });
 }
 
-/// Half a minute is what such a command gets.
+/// Half a minute is what such a command gets. Who waits for the deletion would give up after a minute.
 #[test]
 #[ignore = "takes half a minute"]
 fn a_runtime_that_hangs_in_a_delete_is_given_up() {
@@ -211,9 +209,7 @@ fn a_runtime_that_hangs_in_a_delete_is_given_up() {
         let script = setup.dir.join("runtime");
         let text =
             format!("#!/bin/sh\ncase \"$*\" in *' delete '*) sleep 1000 ;; esac\nexec {runtime} \"$@\"\n");
-        std::fs::write(&script, text).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(&script, mode).unwrap();
+        pod::write_program(&script, &text);
         by(&pod, &script.to_string_lossy(), &mut setup);
         pod.run(&setup);
         pod.daemon.exit(&setup.id);
@@ -222,7 +218,7 @@ fn a_runtime_that_hangs_in_a_delete_is_given_up() {
         pod.daemon.send(delete, &[]);
         eventually("nearly the limit", || (begin.elapsed() > Duration::from_secs(25)).then_some(()));
         assert!(pod.daemon.receive().is_some());
-        assert!((28..35).contains(&begin.elapsed().as_secs()), "{:?}", begin.elapsed());
+        assert!((28..55).contains(&begin.elapsed().as_secs()), "{:?}", begin.elapsed());
         eventually("no child", || children(&pod).is_empty().then_some(()));
         assert!(pod.daemon.hello().containers.is_empty());
     });
