@@ -9,6 +9,8 @@ mod support;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use crisp_domain::ErrorKind;
 use crisp_snapshot::{DeviceNodes, LayerStore, Limits, SnapshotError};
@@ -182,27 +184,28 @@ fn exchanged_directories_win_no_race() {
         });
         let tar = tar(items);
         let staging = store.path().join(".staging");
-        let done = std::sync::atomic::AtomicBool::new(false);
-        let swapped = std::thread::scope(|scope| {
-            let swapper = scope.spawn(|| {
-                let mut swapped = 0;
-                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+        let (done, swapped) = (AtomicBool::new(false), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
                     for layer in std::fs::read_dir(&staging).unwrap().flatten() {
                         let from = layer.path().join("fs/d");
                         let exchange = rustix::fs::RenameFlags::EXCHANGE;
                         let cwd = rustix::fs::CWD;
-                        swapped +=
-                            u32::from(rustix::fs::renameat_with(cwd, &from, cwd, &swap, exchange).is_ok());
+                        let exchanged = rustix::fs::renameat_with(cwd, &from, cwd, &swap, exchange).is_ok();
+                        swapped.fetch_add(u32::from(exchanged), Ordering::Relaxed);
                     }
                 }
-                swapped
             });
-            for _ in 0..20 {
+            // With fewer exchanges the test would prove nothing, however fast the archives are read.
+            let (mut rounds, deadline) = (0, Instant::now() + Duration::from_secs(120));
+            while rounds < 20 || (swapped.load(Ordering::Relaxed) <= 20 && Instant::now() < deadline) {
                 drop(commit(&store, None, &tar));
+                rounds += 1;
             }
-            done.store(true, std::sync::atomic::Ordering::Relaxed);
-            swapper.join().unwrap()
+            done.store(true, Ordering::Relaxed);
         });
+        let swapped = swapped.into_inner();
         assert!(swapped > 20, "only {swapped} exchanges, the test proves nothing");
         assert_eq!(print(&canary), before);
     });

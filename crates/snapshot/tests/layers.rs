@@ -12,7 +12,7 @@ use std::path::Path;
 use crisp_domain::ErrorKind;
 use crisp_snapshot::{ChainId, LayerStore, Limits, MappedIds, Rootfs, copy_up_volume};
 use crisp_sys::path::RootedDir;
-use private::{commit, commit_all, in_private_mounts, listing, tree};
+use private::{commit, commit_all, in_private_mounts, listing, reopen, tree};
 use support::*;
 
 /// The tree that these layers make, bottom first.
@@ -422,7 +422,7 @@ fn the_store_survives_a_crash_and_counts() {
         std::fs::create_dir_all(layers.join(".staging/abc/fs/deep")).unwrap();
         std::fs::create_dir_all(layers.join(".removed/def/fs")).unwrap();
         std::fs::write(layers.join(top.hex()).join("layer.json"), "{\"version\":").unwrap();
-        let store = LayerStore::open(home).unwrap();
+        let store = reopen(home);
         store.sweep().unwrap();
         for dir in [".staging", ".removed"] {
             assert_eq!(std::fs::read_dir(layers.join(dir)).unwrap().count(), 0, "{dir}");

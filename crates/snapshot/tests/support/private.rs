@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use crisp_snapshot::{ChainId, LayerStore, Limits, Rootfs, SnapshotError};
 
@@ -40,6 +41,17 @@ pub fn in_private_mounts(name: &str, body: impl FnOnce(&Path)) {
 
 pub fn commit(store: &LayerStore, parent: Option<&ChainId>, tar: &[u8]) -> Result<ChainId, SnapshotError> {
     store.commit(store.unpack(tar, &Limits::default())?, parent)
+}
+
+/// Opens a store that was just closed: that takes until the thread that cleans up at its opening has ended.
+pub fn reopen(home: &Path) -> LayerStore {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match LayerStore::open(home) {
+            Err(SnapshotError::InUse { .. }) if Instant::now() < deadline => std::thread::yield_now(),
+            opened => return opened.unwrap(),
+        }
+    }
 }
 
 /// Commits layers on top of each other; the answer is their chain.
