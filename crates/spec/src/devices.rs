@@ -1,6 +1,7 @@
 //! Devices: from paths on the host to nodes and rules of the device cgroup.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -117,11 +118,14 @@ fn walk(
     for entry in entries {
         let name = entry.file_name();
         let top_view = host == Path::new("/dev") && NOT_DEVICES.iter().any(|known| name == *known);
-        // A node can vanish while we look; links are left to what they point to.
+        // A node or a directory can vanish while we look; links are left to what they point to.
         let Ok(metadata) = fs::symlink_metadata(entry.path()) else { continue };
         if metadata.is_dir() {
             if !top_view && depth > 1 {
-                walk(&entry.path(), &inside.join(&name), depth - 1, access, nodes)?;
+                match walk(&entry.path(), &inside.join(&name), depth - 1, access, nodes) {
+                    Err(SpecError::Device { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                    walked => walked?,
+                }
             }
         } else if let Some(node) = node(&metadata, &entry.path(), inside.join(&name), access) {
             nodes.push(node);
