@@ -9,12 +9,17 @@ cd "$(dirname "$0")"
 need_root "./run-tests.sh"
 build_tools
 logs=target/crictl-tests/logs
-rm -rf target/crictl-tests/reports
+rm -rf target/crictl-tests/reports "$logs"
 mkdir -p "$logs"
 failed=""
 # What cargo fetches is asked for again when the network fails for a moment.
 export CARGO_NET_RETRY="${CARGO_NET_RETRY:-10}"
 
+# What panicked in a stage, and the end of its output.
+show_failure() {
+    grep -A 12 'panicked at' "$logs/$1.log" | head -n 200 || true
+    tail -n 200 "$logs/$1.log"
+}
 # Runs a stage; its output goes to a file that is shown when it fails, and its last lines in any case.
 stage() {
     name=$1
@@ -23,7 +28,7 @@ stage() {
     if "$@" >"$logs/$name.log" 2>&1; then result=ok; else result=FAILED; fi
     [ $result = ok ] || failed="$failed $name"
     say "$name: $result ($(($(date +%s) - began)) s)"
-    if [ $result = ok ]; then tail -n "${lines:-1}" "$logs/$name.log"; else tail -n 200 "$logs/$name.log"; fi
+    if [ $result = ok ]; then tail -n "${lines:-1}" "$logs/$name.log"; else show_failure "$name"; fi
 }
 # The same for a stage that runs beside others: begin NAME COMMAND…, then finish NAME.
 begin() {
@@ -40,7 +45,7 @@ stage_result() {
     if [ "$2" = 0 ]; then say "$1: ok"; tail -n "$lines" "$logs/$1.log"; return; fi
     failed="$failed $1"
     say "$1: FAILED"
-    tail -n 200 "$logs/$1.log"
+    show_failure "$1"
 }
 
 unit() {
