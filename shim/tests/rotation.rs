@@ -56,7 +56,7 @@ fn say(text: &str) {
 fn a_thousand_rotations_lose_no_line() {
     as_root(|| {
         let mut pod = Pod::new();
-        let setup = pod.container(&["seq", "1", "100000000"]);
+        let setup = pod.container(&["seq", "1", "10000000000"]);
         pod.run(&setup);
         rotate(&mut pod, &setup, 1000, 0);
         wait_for_bytes(&setup.log_path(), 1 << 20);
