@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result};
 #[derive(Clone, Copy, Debug)]
 pub struct Seconds(pub u64);
 
-/// For what takes a moment: enough on a machine that is many times slower, or busy with something else, and for what the daemon tries
-/// again once a minute.
-pub const SOON: Seconds = Seconds(90);
+/// For what takes a moment: enough on a machine that is many times slower, or busy with something else. Less than the minute after
+/// which the daemon tries again what failed, so that a second try does not pass for the first.
+pub const SOON: Seconds = Seconds(45);
 
 const POLL: Duration = Duration::from_millis(20);
 
