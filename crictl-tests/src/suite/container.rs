@@ -76,7 +76,7 @@ fn stop_sends_the_signal_then_kills(node: &mut Node, _: &mut Registry) -> Result
     node.cri.stop(&id, 1)?;
     let took = began.elapsed().as_secs_f64();
     same("deaf", &node.cri.container_status(&id)?.exit_code, &137)?;
-    ensure!((1.0..20.0).contains(&took), "a grace of 1 s took {took:.1} s");
+    ensure!((1.0..8.0).contains(&took), "a grace of 1 s took {took:.1} s");
 
     let mut other =
         node.container("usr1", &["sh", "-c", "trap 'exit 5' USR1; echo on; while :; do sleep 0.05; done"]);
